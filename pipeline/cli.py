@@ -1,0 +1,212 @@
+"""The command `millrace`. It loads what a command needs when it is given, so that `--help` is instant.
+
+Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline import environment
+from stages.errors import BadInput
+
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+
+
+class Teaching(click.Group):
+    """A group whose commands are listed in the order in which one meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Teaching, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Pre-trains language models: raw text to a registered, exported model.
+
+    dvc.yaml is the graph, params.yaml holds every knob, data/ gets the results. `dvc repro` and `millrace
+    run` run the same stages and give the same bytes; the second runs them as a Prefect flow, independent
+    stages at the same time.
+
+    \b
+    A first day:
+      millrace doctor                        is this machine ready?
+      millrace run --smoke                   every stage in a minute, in a copy
+      millrace run                           the whole pipeline, or what changed of it
+      dvc metrics show                       what came out
+      millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
+      dvc exp show                           the runs side by side
+
+    Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.
+    """
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="[STAGE]...")
+@click.option("--only", is_flag=True, help="Run just these stages (after `code`), not what they wait for.")
+@click.option("--smoke", is_flag=True, help="Every stage with tiny params, in a copy of the working tree.")
+@click.option(
+    "-S", "settings", multiple=True, metavar="KEY=VALUE", help="Change a param for this run; can be repeated."
+)
+def run(targets: tuple[str, ...], only: bool, smoke: bool, settings: tuple[str, ...]) -> None:
+    """Runs the pipeline, or the named stages and what they wait for.
+
+    DVC decides for each stage whether it has to run: Unchanged (inputs, params and code are as they were),
+    Cached (outputs taken from an earlier equal run) or Completed (it ran). After an interruption, by Ctrl-C
+    or kill -9, the same command goes on where it was.
+
+    \b
+      millrace run                     every stage
+      millrace run train               train, and whatever it waits for and is not up to date
+      millrace run train --only        code, then train alone, on the data as it is
+      millrace run -S train.seed=1     in a git worktree beside, kept as a DVC experiment
+      millrace run --smoke             does every stage work? (recipes/smoke.yaml)
+
+    A Prefect server is used if PREFECT_API_URL names one, else a temporary one.
+    """
+    root = find_root()
+    check(root, targets, only)
+    if smoke and settings:
+        raise BadInput("--smoke has its own params (recipes/smoke.yaml); leave out -S")
+    if smoke:
+        sys.exit(run_smoke(root, list(targets), only))
+    if settings:
+        sys.exit(run_experiment(root, settings, list(targets), only))
+    sys.exit(run_flow(list(targets), only, root))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[SECTION]...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: name, value and origin of each param.")
+def params(names: tuple[str, ...], as_json: bool) -> None:
+    """Prints every param with its value and where the value comes from.
+
+    The origin is a line of params.yaml, `default` for a key that does not stand there, or the environment
+    variable that overrides it (of the section `execution` alone, such as MILLRACE_EXECUTION__DEVICE=cpu).
+    """
+    from pipeline.params_view import resolved
+
+    values = resolved(find_root())
+    sections = list(dict.fromkeys(value.name.split(".")[0] for value in values))
+    for name in names:
+        if name not in sections:
+            raise BadInput(f"{name}: no section of params.yaml; there are {', '.join(sections)}")
+    values = [value for value in values if not names or value.name.split(".")[0] in names]
+    if as_json:
+        click.echo(json.dumps({v.name: {"value": v.value, "origin": v.origin} for v in values}, indent=2))
+        return
+    shown = [(v.name, json.dumps(v.value, ensure_ascii=False), v.origin) for v in values]
+    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+    for name, value, origin in shown:
+        click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON list: check, level, found, mend.")
+def doctor(as_json: bool) -> None:
+    """Checks Python, packages, torch, compiler, disk, file system, git, DVC and params.
+
+    Each warning and failure comes with its mend. The exit code is 1 where something fails.
+    """
+    from pipeline.doctor import Finding, examine
+
+    colours = {"ok": "green", "warning": "yellow", "failure": "red"}
+    findings: list[Finding] = []
+    for finding in examine(find_root()):
+        findings.append(finding)
+        if not as_json:
+            level = click.style(f"{finding.level:8}", fg=colours[finding.level])
+            click.echo(f"{level} {finding.check:12} {finding.found}")
+            if finding.mend:
+                click.echo(f"{'':21} mend: {finding.mend}")
+    if as_json:
+        click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
+    if any(finding.level == "failure" for finding in findings):
+        sys.exit(FAILED)
+
+
+def find_root() -> Path:
+    """The folder, here or above, that holds params.yaml and dvc.yaml."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").exists() and (folder / "dvc.yaml").exists():
+            return folder
+    raise BadInput(f"{here}: no params.yaml and dvc.yaml here or above; run this in a clone of the repository")
+
+
+def check(root: Path, targets: tuple[str, ...], only: bool) -> None:
+    """Finds mistakes in targets and params before anything is started."""
+    from pipeline.graph import read_graph
+    from pipeline.params_view import resolved
+
+    read_graph(root).select(targets, only)
+    resolved(root)
+
+
+def run_flow(targets: list[str], only: bool, folder: Path, variables: dict[str, str] | None = None) -> int:
+    """Runs the flow and prints how it ended; the exit code."""
+    environment.prepare()
+    from pipeline import flow
+    from pipeline.server import NoServer
+
+    try:
+        code, message = flow.run(targets, only, folder, variables)
+    except NoServer as error:
+        code, message = FAILED, str(error)
+    click.echo(f"millrace: {message}", err=code != 0)
+    return code
+
+
+def run_smoke(root: Path, targets: list[str], only: bool) -> int:
+    from pipeline.graph import read_graph
+    from pipeline.smoke import smoke_copy
+
+    with smoke_copy(root) as folder:
+        check(folder, tuple(targets), only)
+        if code := run_flow(targets, only, folder):
+            click.echo(f"millrace: smoke failed; its copy stays in {folder}", err=True)
+            sys.exit(code)
+        passed = read_graph(folder).select(targets, only)
+    click.echo(f"millrace: smoke passed: {', '.join(passed)}; the workspace was not touched")
+    return 0
+
+
+def run_experiment(root: Path, settings: tuple[str, ...], targets: list[str], only: bool) -> int:
+    from pipeline.experiment import worktree
+
+    with worktree(root, settings) as experiment:
+        check(experiment.folder, tuple(targets), only)
+        code = run_flow(targets, only, experiment.folder, experiment.variables)
+        if code == 0:
+            experiment.save()
+            click.echo(f"millrace: experiment {experiment.name}: `dvc exp show`, `dvc exp apply {experiment.name}`")
+    return code
+
+
+def main() -> None:
+    """The entry point: every end has its exit code and, on purpose, one line."""
+    environment.prepare()
+    try:
+        cli.main(standalone_mode=False)
+    except BadInput as error:
+        sys.exit(_complain(str(error), BAD_INPUT))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_complain("stopped", STOPPED))
+    except BrokenPipeError:  # `millrace params | head`
+        sys.stderr.close()
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"millrace: {message}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

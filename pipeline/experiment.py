@@ -1,0 +1,115 @@
+"""Runs with other params beside the workspace, and keeps the result as a DVC experiment.
+
+    millrace run -S train.max_steps=20      ->      experiment steps-3f2a91c: dvc exp show
+
+`dvc exp run` cannot be split into one task per stage. So the working tree, as it is now, is copied into
+a git worktree in .dvc/tmp/millrace; params.yaml is edited there; the flow runs there, on the same DVC
+cache, with DVC_ROOT and DVC_EXP_NAME set as `dvc exp run` sets them; and `dvc exp save` keeps what came
+out. The name follows from the commit and the overrides: the same command goes on with the same one.
+The workspace is not touched, and the worktree is removed at the end in any case: unfinished training
+lies in the scratch of the main repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.links import cache_folder, dvc
+from pipeline.smoke import copy_working_tree, override_params
+from stages.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run beside: its name for DVC, the folder it works in, and what its stages find in their environment."""
+
+    name: str
+    folder: Path
+    variables: dict[str, str]
+
+    def save(self) -> None:
+        """Keeps params, metrics and outputs as a DVC experiment of the present commit.
+
+        Raises:
+            BadInput: DVC refused, with its reason.
+        """
+        saved = dvc(self.folder, "exp", "save", "--name", self.name, "--force")
+        if saved.returncode:
+            raise BadInput(f"`dvc exp save` refused: {_last(saved.stderr)}; the outputs are in the DVC cache")
+
+
+@contextlib.contextmanager
+def worktree(root: Path, settings: Sequence[str]) -> Iterator[Experiment]:
+    """A worktree with the present files and with `settings` such as "train.max_steps=20" in params.yaml.
+
+    Raises:
+        BadInput: a setting that does not fit, or no commit to stand on.
+    """
+    overrides = parse(settings)
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", problem="there is no commit yet")
+    name = name_of(commit, overrides)
+    folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
+    _remove(root, folder)  # what a killed run has left
+    _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
+    try:
+        copy_working_tree(root, folder)
+        _git(folder, "reset", "--quiet", problem="the worktree cannot be read")
+        override_params(folder / "params.yaml", overrides)
+        local = root / ".dvc" / "config.local"
+        if local.exists():
+            shutil.copy2(local, folder / ".dvc" / "config.local")
+        dvc(folder, "cache", "dir", "--local", str(cache_folder(root).resolve())).check_returncode()
+        dvc(folder, "checkout", "--quiet", "--allow-missing")  # what cannot be had is made again
+        yield Experiment(name, folder, {"DVC_ROOT": str(root), "DVC_EXP_NAME": name})
+    finally:
+        _remove(root, folder)
+
+
+def parse(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["train.max_steps=20"]` as `{"train": {"max_steps": 20}}`; values are YAML, as in params.yaml."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        section, dot, key = dotted.partition(".")
+        if not (equals and dot and section and key) or "." in key:
+            raise BadInput(f"-S {setting}: must read section.key=value, such as -S train.max_steps=20")
+        try:
+            found.setdefault(section, {})[key] = YAML(typ="safe").load(text)
+        except YAMLError:
+            raise BadInput(f"-S {setting}: {text!r} is not valid YAML; quote it as you would in params.yaml") from None
+    return found
+
+
+def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
+    """A name that tells the last overridden key, and is the same for the same commit and overrides."""
+    flat = sorted(f"{section}.{key}={value!r}" for section, keys in overrides.items() for key, value in keys.items())
+    digest = hashlib.sha256("\n".join([commit, *flat]).encode()).hexdigest()[:7]
+    label = list(list(overrides.values())[-1])[-1].replace("_", "-")
+    return f"{label}-{digest}"
+
+
+def _remove(root: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["git", "worktree", "prune"], cwd=root, capture_output=True, check=False)
+
+
+def _git(folder: Path, *arguments: str, problem: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = _last(answer.stderr)
+        raise BadInput(f"-S runs beside the workspace, in a git worktree: {problem}{f' ({reason})' if reason else ''}")
+    return answer.stdout.strip()
+
+
+def _last(text: str) -> str:
+    return text.strip().split("\n")[-1]

@@ -1,0 +1,51 @@
+"""Every param with its value and where the value comes from, for `millrace params`.
+
+train.max_steps     1200   params.yaml:48
+execution.device    cpu    MILLRACE_EXECUTION__DEVICE
+model.norm_eps      1e-06  default
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from stages.code.combinations import check_combinations
+from stages.code.sections import SECTIONS, read_sections
+from stages.entry import plain
+from stages.params import ParamsFile, environment_overrides, field_names, variable_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A resolved param: `section.key`, its value, and the file with its line, `default`, or a variable."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+def resolved(root: Path) -> list[Value]:
+    """All params, in the order of the sections and of their keys.
+
+    Raises:
+        BadInput: a mistake, as the stage `code` would tell it.
+    """
+    params = ParamsFile(root / "params.yaml")
+    sections = read_sections(params)
+    check_combinations(params, sections)
+    found = []
+    for section, schema in SECTIONS.items():
+        values = plain(sections[section])
+        for key in field_names(schema):
+            found.append(Value(f"{section}.{key}", values[key], _origin(params, section, key)))
+    return found
+
+
+def _origin(params: ParamsFile, section: str, key: str) -> str:
+    if section == "execution" and key in environment_overrides():
+        return variable_of(section, key)
+    if key in (params.values.get(section) or {}):
+        return f"{params.path.name}:{params.line_of([section, key])}"
+    return "default"

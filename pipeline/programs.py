@@ -1,0 +1,120 @@
+"""Runs programs that end when we end, and streams their lines.
+
+Three ways to end are covered. Ctrl-C or SIGTERM: the signal is passed on as SIGINT to the program's
+own process group, which is how DVC leaves the decision to its stage, and we wait until the stage has
+saved what it must; a second signal passes SIGTERM, a third SIGKILL. kill -9 of us: the program was
+started by way of this very file, which asks Linux for a SIGTERM at the death of its parent. The end
+of a terminal: the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+ESCALATION = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+STOPPED = 130
+
+
+class Programs:
+    """What is running, so that it can be stopped together.
+
+    Attributes:
+        stopped_by: the name of the first signal that asked for the end, or None.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: str | None = None
+        self._n_signals = 0
+        self._groups: set[int] = set()
+        self._lock = threading.Lock()
+
+    def run(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
+    ) -> int:
+        """Runs a program to its end, each line of its output given to `on_line`.
+
+        Returns:
+            its exit code (minus the number of the signal that killed it), or 130 when we are stopping.
+        """
+        with self._lock:
+            if self.stopped_by:
+                return STOPPED
+            program = subprocess.Popen(
+                bound(command),
+                cwd=directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._groups.add(program.pid)
+        try:
+            assert program.stdout is not None
+            for line in program.stdout:
+                on_line(line.rstrip("\n"))
+            return program.wait()
+        finally:
+            with self._lock:
+                self._groups.discard(program.pid)
+
+    def stop(self, number: int) -> None:
+        """Asks everything that runs to end; each further call asks harder."""
+        self.stopped_by = self.stopped_by or signal.Signals(number).name
+        passed_on = ESCALATION[min(self._n_signals, len(ESCALATION) - 1)]
+        self._n_signals += 1
+        for group in list(self._groups):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, passed_on)
+
+    @contextlib.contextmanager
+    def stop_on_signals(self) -> Iterator[None]:
+        """Within this block SIGINT and SIGTERM call `stop` and nothing else. Only in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.stopped_by, self._n_signals = None, 0
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.stop(number)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+programs = Programs()
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """The command, started so that it gets SIGTERM when the thread that starts it dies."""
+    return [sys.executable, "-S", __file__, str(os.getpid()), *command]
+
+
+def _become(parent: int, command: list[str]) -> None:
+    """Asks for the signal, then becomes the program; the request outlives exec."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(STOPPED)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,114 @@
+"""Checkpoint folders: written beside, synced, renamed; verified before use; never pickle.
+
+    model.safetensors      fp32 weights by the names of Decoder.state_dict()
+    optimizer.safetensors  optimizer states by kind and parameter name
+    config.json            the architecture, vocabulary, context length, tokenizer hash
+    state.json             where training stands: step, tokens, best validation loss ...
+    manifest.json          size and sha256 of every other file, written last
+
+Equal training gives equal bytes: no file holds a time, a host or a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.config import ModelConfig
+from stages.entry import file_sha256, sync, write_json
+from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.decoder import Decoder
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    model: dict[str, torch.Tensor],
+    optimizer: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Writes a checkpoint so that `folder` is whole or is not there, at any moment of a kill."""
+    from safetensors.torch import save_file
+
+    beside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, beside / "model.safetensors")
+    save_file({name: t.detach().contiguous().cpu() for name, t in optimizer.items()}, beside / "optimizer.safetensors")
+    write_json(beside / "config.json", config)
+    write_json(beside / "state.json", state)
+    files = sorted(path for path in beside.iterdir())
+    write_json(
+        beside / MANIFEST,
+        {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files},
+    )
+    for path in (*files, beside / MANIFEST):
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    sync(folder.parent)
+
+
+def problem_of(folder: Path) -> str | None:
+    """Why the checkpoint is not whole, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{folder / MANIFEST}: {error}"
+    for name, entry in manifest.items():
+        path = folder / name
+        if not path.exists():
+            return f"{path}: missing"
+        if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            return f"{path}: differs from its checksum in {MANIFEST}"
+    return None
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """config.json or state.json of a checkpoint.
+
+    Raises:
+        BadInput: the file is missing or damaged.
+    """
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder / name}: {error}; run `dvc checkout`, or `dvc repro train`") from None
+
+
+def model_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The architecture of a checkpoint and the whole of its config.json."""
+    config = read_json(folder, "config.json")
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(config["model"]) - known)
+    if unknown:
+        raise BadInput(f"{folder / 'config.json'}: unknown model keys {', '.join(unknown)}: from another version")
+    return ModelConfig(**config["model"]), config
+
+
+def load_model(folder: Path, device: str = "cpu") -> Decoder:
+    """The model of a checkpoint in eval mode.
+
+    Raises:
+        BadInput: a file that is missing, damaged, or does not fit its config.json.
+    """
+    from safetensors.torch import load_file
+
+    from model.decoder import Decoder
+
+    problem = problem_of(folder)
+    if problem:
+        raise BadInput(f"{problem}; run `dvc checkout`, or `dvc repro train`")
+    architecture, config = model_config(folder)
+    model = Decoder(architecture, config["vocab_size"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.to(device).eval()

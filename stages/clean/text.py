@@ -1,0 +1,46 @@
+"""Normalises text without touching what it says: characters, line ends, white space.
+
+    "Caf" "e" U+0301 "\r\n\tif x:  \r\n" NUL   ->   "Café\n\tif x:"
+
+In this order: every kind of line end becomes \n; control characters, byte order marks and soft
+hyphens go, other spaces become a plain space; Unicode NFC; trailing spaces go from every line, and
+three or more empty lines become two. Indentation and paragraphs stay, since they are what code and
+prose are made of. Doing it twice changes nothing more.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+EMPTY_LINES = re.compile(r"\n{4,}")
+BYTE_ORDER_MARK, SOFT_HYPHEN = 0xFEFF, 0xAD
+LAST_SPACE = 0x3000  # no control character or space of Unicode stands above it
+
+
+def _character_map() -> dict[int, str]:
+    """What `str.translate` does to control characters and to spaces other than the plain one."""
+    mapped = {BYTE_ORDER_MARK: "", SOFT_HYPHEN: ""}
+    for code in range(LAST_SPACE + 1):
+        category = unicodedata.category(chr(code))
+        if category == "Cc" and chr(code) not in "\n\t":
+            mapped[code] = ""
+        elif category == "Zs" and chr(code) != " ":
+            mapped[code] = " "
+    return mapped
+
+
+CHARACTERS = _character_map()
+UNWANTED = re.compile("[" + "".join(re.escape(chr(code)) for code in sorted(CHARACTERS)) + "]")
+
+
+def normalise(text: str) -> str:
+    """The text in the form above; empty if nothing but space was in it."""
+    text = LINE_END.sub("\n", text)
+    if UNWANTED.search(text):
+        text = text.translate(CHARACTERS)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    text = "\n".join(map(str.rstrip, text.split("\n")))
+    return EMPTY_LINES.sub("\n\n\n", text).strip("\n")

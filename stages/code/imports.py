@@ -1,0 +1,123 @@
+"""Which files of the project a stage can reach, by imports, directly or through others.
+
+Example: `stages/pack/__main__.py` imports `stages.entry` and `stages.pack.stage`; `stages.entry`
+imports `stages.params`; so the code of pack is these four, the packages that hold them, and whatever
+else they import, also within a function. A string that is the full name of a module counts as an
+import (`importlib.import_module("stages.pack.plan")`, `torchrun -m stages.train.worker`). Imports
+below `if TYPE_CHECKING:` never run and do not count.
+
+Files beside a module that are no Python (a template, a kernel's source) count as part of its folder.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.code.fingerprint import for_type_checkers
+from stages.errors import BadInput
+
+PACKAGES = ("model", "stages")
+NOT_CODE = frozenset({".pyc", ".pyo", ".so", ".typed"})
+
+
+class Project:
+    """The modules of the project, each parsed once.
+
+    Attributes:
+        files: the path of every module by its dotted name; a package stands for its `__init__.py`.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files = dict(_modules(root))
+        self._trees: dict[str, ast.Module] = {}
+        self._imports: dict[str, set[str]] = {}
+
+    def tree(self, module: str) -> ast.Module:
+        """The syntax tree of a module.
+
+        Raises:
+            BadInput: the file is not valid Python, with its line.
+        """
+        if module not in self._trees:
+            path = self.files[module]
+            try:
+                self._trees[module] = ast.parse(path.read_bytes(), filename=str(path))
+            except (SyntaxError, ValueError) as error:
+                line = getattr(error, "lineno", None) or 1
+                place = f"{path.relative_to(self.root)}:{line}"
+                raise BadInput(f"{place}: not valid Python: {getattr(error, 'msg', error)}") from None
+        return self._trees[module]
+
+    def reachable(self, start: str, without: frozenset[str]) -> list[str]:
+        """The modules that `start` can reach, itself included; those in `without` are not entered."""
+        seen: set[str] = set()
+        waiting = set(self._with_packages(start))
+        while waiting:
+            module = waiting.pop()
+            seen.add(module)
+            waiting |= self.imports(module) - seen - without
+        return sorted(seen)
+
+    def imports(self, module: str) -> set[str]:
+        """The modules of the project that `module` names, with the packages that hold them."""
+        if module not in self._imports:
+            found: set[str] = set()
+            for node in _running(self.tree(module)):
+                for name in self._named(node, module):
+                    found.update(self._with_packages(name))
+            self._imports[module] = found
+        return self._imports[module]
+
+    def data_files(self, module: str) -> list[Path]:
+        """The files beside a module that are not Python, and those in subfolders without Python."""
+        return sorted(_data_files(self.files[module].parent))
+
+    def _named(self, node: ast.AST, module: str) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                package = module if self.files[module].name == "__init__.py" else module.rpartition(".")[0]
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*parents, *([source] if source else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in self.files:
+            yield node.value
+
+    def _with_packages(self, name: str) -> Iterator[str]:
+        """`a.b.c` as a, a.b and a.b.c, those that are modules of the project."""
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            if (prefix := ".".join(parts[:end])) in self.files:
+                yield prefix
+
+
+def _modules(root: Path) -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a tree but those that only type checkers read."""
+    yield node
+    children = node.orelse if isinstance(node, ast.If) and for_type_checkers(node) else ast.iter_child_nodes(node)
+    for child in children:
+        yield from _running(child)
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith((".", "__pycache__")):
+            continue
+        if path.is_dir():
+            if not any(path.rglob("*.py")):
+                yield from _data_files(path)
+        elif path.suffix != ".py" and path.suffix not in NOT_CODE:
+            yield path

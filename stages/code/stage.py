@@ -1,0 +1,62 @@
+"""The gate of the pipeline: every param is checked, and the code of every stage gets a fingerprint.
+
+dvc.yaml lets this stage depend on `model`, `stages` and params.yaml, and every other stage on its own
+data/code/STAGE.json alone. So an edit of a comment runs this stage (about a second) and nothing else,
+an edit in stages/clean runs clean and what follows it, and an edit in `model` runs train, evaluate
+and export. `diff` of two fingerprints names the functions that changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from stages.code.combinations import check_combinations
+from stages.code.fingerprint import HASH_LENGTH, function_hashes
+from stages.code.imports import Project
+from stages.code.sections import read_sections
+from stages.entry import Job, file_sha256, write_json
+from stages.params import ParamsFile
+from stages.progress import say
+
+VERSION = 1
+
+# Modules that decide nothing that a later stage reads: progress shows it; tracking, its store and
+# provenance report it; execution is where and how fast. They are in no fingerprint, and
+# tests/stages/test_code.py swaps them for others and compares bytes.
+WITHOUT_EFFECT = frozenset(
+    {"stages.execution", "stages.mlflow_store", "stages.progress", "stages.provenance", "stages.tracking"}
+)
+
+
+def run(job: Job) -> None:
+    params = ParamsFile(job.root / "params.yaml")
+    check_combinations(params, read_sections(params))
+    project = Project(job.root)
+    stages = stage_names(project)
+    for stage in stages:
+        write_json(job.staging / f"{stage}.json", fingerprint(project, stage))
+    say(f"code: params.yaml is valid; fingerprints of {len(stages)} stages, {len(project.files)} modules")
+
+
+def stage_names(project: Project) -> list[str]:
+    """The folders below stages/ that can be run, but for this one."""
+    names = [module.split(".") for module in project.files]
+    return sorted(parts[1] for parts in names if parts[2:] == ["__main__"] and parts[1] != "code")
+
+
+def fingerprint(project: Project, stage: str) -> dict:
+    """What stands in data/code/STAGE.json: a hash per function of all modules the stage can reach."""
+    modules: dict[str, dict[str, str]] = {}
+    for module in project.reachable(f"stages.{stage}.__main__", without=WITHOUT_EFFECT):
+        if hashes := function_hashes(project.tree(module)):
+            modules[module] = hashes
+        for path in project.data_files(module):
+            modules[_name(path, project.root)] = {"<file>": file_sha256(path)[:HASH_LENGTH]}
+    digest = hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
+    return {"version": VERSION, "digest": digest, "modules": modules}
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

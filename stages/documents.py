@@ -1,0 +1,84 @@
+"""Documents as Parquet shards: `NNNNN.parquet` with at least the columns id and text.
+
+Shards are cut by bytes of text, not by worker, so their bytes do not depend on how they were made.
+Readers go shard by shard and hold one shard at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.errors import BadInput
+
+SHARD_BYTES = 64 << 20
+
+
+class ShardWriter:
+    """Writes rows (dictionaries of plain values) into numbered shards of about `SHARD_BYTES` of text."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int = SHARD_BYTES):
+        self.folder, self.schema, self.shard_bytes = folder, schema, shard_bytes
+        self.rows: list[dict] = []
+        self.pending_bytes = 0
+        self.n_shards = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        self.pending_bytes += sum(len(value) for value in row.values() if isinstance(value, str))
+        if self.pending_bytes >= self.shard_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self.rows, self.schema)
+        pq.write_table(table, self.folder / f"{self.n_shards:05d}.parquet", compression="zstd")
+        self.rows, self.pending_bytes, self.n_shards = [], 0, self.n_shards + 1
+
+    def close(self) -> None:
+        """Writes what is left; a folder always gets at least one shard, so that readers find a schema."""
+        if self.rows or self.n_shards == 0:
+            self._flush()
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise BadInput(f"{folder}: no Parquet shard here; run the stage that writes it (`dvc repro`)")
+    return paths
+
+
+def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """One table a shard, in the order of their names.
+
+    Raises:
+        BadInput: a shard that cannot be read, by name.
+    """
+    for path in shard_paths(folder):
+        try:
+            yield pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).split("\n")[0]
+            raise BadInput(f"{path}: cannot be read as Parquet ({reason}); remove it and run `dvc repro`") from None
+
+
+def read_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """All shards as one table."""
+    return pa.concat_tables(read_shards(folder, columns))
+
+
+def kept_shards(clean: Path, keep: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The documents that dedup kept, one table per shard of `clean`, in the order of their shards.
+
+    Args:
+        clean: the folder data/clean/documents.
+        keep: the file data/dedup/keep.parquet, whose column `id` lists what stays.
+    """
+    kept_ids = pq.read_table(keep, columns=["id"]).column("id")
+    for table in read_shards(clean, sorted({*columns, "id"})):
+        mask = pc.is_in(table.column("id"), value_set=kept_ids.combine_chunks())
+        yield table.filter(mask).select(columns)

@@ -1,0 +1,272 @@
+"""What every stage does around its own work, so that its `__main__.py` is three lines.
+
+A stage is a function. Its signature says what it reads: the parameter `clean: CleanParams` is the
+section `clean` of params.yaml, and dvc.yaml must list exactly those sections.
+
+    def run(job: Job, clean: CleanParams, split: SplitParams) -> None: ...
+
+`main(run)` validates the sections, calls `run`, and publishes what it left in `job.staging`: every
+file is synced and renamed into data/STAGE, manifests and metrics last. So an output is whole or it
+is absent. What must survive a kill goes to `job.scratch()`, a locked folder named by a digest of
+params, inputs and code: the same digest goes on, another starts fresh.
+
+Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and resumable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+
+from stages.errors import BadInput, Stopped
+from stages.execution import Execution
+from stages.params import ParamsFile
+from stages.progress import say
+
+MANIFESTS_LAST = ("index.json", "manifest.json", "metrics.json")
+
+
+@dataclasses.dataclass
+class Job:
+    """One run of one stage in one workspace.
+
+    Attributes:
+        stage: its name, as in dvc.yaml.
+        root: the workspace: the folder that holds params.yaml and data.
+        execution: where and how fast; never what.
+        inputs: paths, relative to root, whose content names the scratch folder.
+        sections: the sections of params that the stage reads, by name.
+    """
+
+    stage: str
+    root: Path
+    execution: Execution = dataclasses.field(default_factory=Execution)
+    inputs: tuple[str, ...] = ()
+    sections: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def staging(self) -> Path:
+        """Where the stage writes what `publish` will rename into data/STAGE."""
+        return self.root / "data" / f"{self.stage}.partial"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "data" / self.stage
+
+    def prepare(self) -> None:
+        """An empty staging folder; what a killed run left there is thrown away."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging.mkdir(parents=True)
+
+    def publish(self) -> None:
+        """Renames everything in staging into data/STAGE, synced, manifests last."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.staging.rglob("*")):
+            if path.is_file():
+                sync(path)
+        for path in sorted(self.staging.iterdir(), key=lambda p: (p.name in MANIFESTS_LAST, p.name)):
+            target = self.out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+        self.staging.rmdir()
+        sync(self.out)
+
+    def digest(self) -> str:
+        """Names the work: params, content of inputs, and the fingerprint of the code."""
+        described = {
+            "stage": self.stage,
+            "params": {name: plain(section) for name, section in sorted(self.sections.items())},
+            "inputs": {path: content_hash(self.root / path) for path in sorted(self.inputs)},
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """The scratch folder of this digest, locked against every other process that works in it.
+
+        Finished folders of other digests are removed: their files are published. Unfinished ones
+        stay, so that a param that is changed back goes on where it stopped.
+        """
+        base = Path(self.execution.scratch or scratch_root(self.root)) / self.stage
+        base.mkdir(parents=True, exist_ok=True)
+        folder = base / self.digest()
+        with _locked(base / f"{folder.name}.lock"):
+            for marker in base.glob("*/finished"):
+                if marker.parent != folder:
+                    shutil.rmtree(marker.parent, ignore_errors=True)
+                    (base / f"{marker.parent.name}.lock").unlink(missing_ok=True)
+            folder.mkdir(exist_ok=True)
+            yield folder
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGUSR1 raise `Stopped`, or wait in `received` while deferred.
+
+    Training defers them to the end of its step, where the state is whole, and writes a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.received = number
+        if not self.deferred:
+            raise Stopped(signal.Signals(number).name)
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        """Within this block signals only set `received`."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+signals = Signals()
+
+
+def main(run: Callable[..., None]) -> None:
+    """Runs a stage as a program and exits with its code."""
+    stage = run.__module__.split(".")[1]
+    try:
+        signals.install()
+        if os.environ.get("DVC_STAGE"):
+            die_with_parent()
+        job = prepare_job(stage, run, Path.cwd())
+        job.prepare()
+        run(job, **job.sections)
+        job.publish()
+    except BadInput as error:
+        sys.exit(_complain(stage, str(error), 2))
+    except Stopped as stopped:
+        sys.exit(_complain(stage, f"stopped by {stopped}; the same command goes on from here", 130))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(Path.cwd()).free / 1e9
+        message = (
+            f"the disk is full ({free:.1f} GB free here) while writing {error.filename or 'an output'}; free some "
+            "space (`dvc gc --workspace`), or point execution.scratch at another disk. Earlier outputs are in "
+            "the DVC cache: `dvc checkout` brings them back"
+        )
+        sys.exit(_complain(stage, message, 1))
+
+
+def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
+    """Reads params.yaml and dvc.yaml for the stage whose function is `run`."""
+    params = ParamsFile(root / "params.yaml")
+    schemas = section_schemas(run)
+    sections = {name: params.section(name, schema) for name, schema in schemas.items()}
+    graph = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    if sorted(graph[stage].get("params", [])) != sorted(schemas):
+        raise BadInput(
+            f"dvc.yaml: stages.{stage}.params must be {sorted(schemas)}, the sections that its code reads"
+        )
+    inputs = []
+    for dependency in graph[stage].get("deps", []):
+        if "${" in dependency:
+            section, key = dependency.strip("${}").split(".")
+            dependency = str(params.values[section][key])
+        if not (root / dependency).exists():
+            raise BadInput(f"{dependency}: not there; run `dvc repro {stage}`, which makes the inputs of {stage} first")
+        inputs.append(dependency)
+    execution = params.section("execution", Execution)
+    return Job(stage, root, execution, tuple(inputs), sections)
+
+
+def section_schemas(run: Callable[..., None]) -> dict[str, type]:
+    """The sections a stage reads, from the annotations of its function."""
+    annotations = inspect.get_annotations(run, eval_str=True)
+    return {name: schema for name, schema in annotations.items() if name not in ("job", "return")}
+
+
+def plain(section: Any) -> Any:
+    """A section as JSON values."""
+    return TypeAdapter(type(section)).dump_python(section, mode="json")
+
+
+def scratch_root(root: Path) -> Path:
+    """Inside the main repository, also when DVC runs the stage in a temporary copy of it."""
+    return Path(os.environ.get("DVC_ROOT") or root) / ".dvc" / "tmp" / "millrace"
+
+
+def content_hash(path: Path) -> str:
+    """A hash of a file, or of the names and contents below a folder."""
+    if path.is_dir():
+        parts = [f"{p.relative_to(path)}:{content_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def die_with_parent() -> None:
+    """Asks Linux for SIGTERM when the parent dies, so that kill -9 of it leaves no process behind."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process works on the same params, inputs and code; waiting for {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _complain(stage: str, message: str, code: int) -> int:
+    print(f"millrace: {stage}: {message}", file=sys.stderr, flush=True)
+    return code

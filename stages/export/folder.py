@@ -1,0 +1,77 @@
+"""Writes the folder that transformers loads: weights, configuration, tokenizer.
+
+    model.safetensors       the tensors of the twin architecture (stages/huggingface.py), fp32
+    config.json             the architecture in the form of transformers 5
+    generation_config.json  where a text begins and ends
+    tokenizer.json          ours, and it puts <|endoftext|> before every text
+    tokenizer_config.json   makes it a PreTrainedTokenizerFast
+
+In training every document stands behind <|endoftext|>, so a prompt without it is something that the
+model has never seen. Example: "a b" becomes the ids of <|endoftext|>, a, b, as Llama's <s> does.
+
+Equal checkpoints give equal bytes: no file holds a time, a path or a library's version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from stages.entry import write_json
+from stages.errors import BadInput
+from stages.huggingface import to_huggingface
+
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
+
+
+def write_folder(
+    folder: Path, checkpoint: Path, config: ModelConfig, vocab_size: int, context_length: int, tokenizer: Path
+) -> None:
+    """Writes everything but the model card.
+
+    Args:
+        checkpoint: a folder with model.safetensors; `config` and `vocab_size` are those of its config.json.
+        tokenizer: tokenizer.json as the stage `tokenizer` wrote it.
+
+    Raises:
+        BadInput: the tokenizer lacks a special token, or transformers has no such architecture.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    token_ids = write_tokenizer(folder, tokenizer, context_length)
+    ours = load_file(checkpoint / "model.safetensors")
+    settings, theirs = to_huggingface(ours, config, vocab_size, context_length, token_ids)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", settings)
+    write_json(folder / "generation_config.json", token_ids)
+
+
+def write_tokenizer(folder: Path, tokenizer: Path, context_length: int) -> dict[str, int]:
+    """Writes both tokenizer files. Returns bos_token_id, eos_token_id and pad_token_id."""
+    from tokenizers import Tokenizer, processors
+
+    ours = Tokenizer.from_file(str(tokenizer))
+    ids: dict[str, int] = {}
+    for token in (END_OF_TEXT, PADDING):
+        token_id = ours.token_to_id(token)
+        if token_id is None:
+            raise BadInput(f"data/tokenizer/tokenizer.json: has no token {token}; run `dvc repro tokenizer`")
+        ids[token] = token_id
+    begin = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B:1", special_tokens=[(END_OF_TEXT, ids[END_OF_TEXT])]
+    )
+    ours.post_processor = processors.Sequence([ours.post_processor, begin]) if ours.post_processor else begin
+    (folder / "tokenizer.json").write_text(ours.to_str(pretty=True) + "\n", encoding="utf-8")
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": PADDING,
+        "padding_side": "left",
+        "model_max_length": context_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    return {"bos_token_id": ids[END_OF_TEXT], "eos_token_id": ids[END_OF_TEXT], "pad_token_id": ids[PADDING]}

@@ -1,0 +1,168 @@
+"""Exports the best checkpoint as a folder that transformers loads, proves it, and registers it.
+
+    data/train/best ──► data/export/hf ──► opened by transformers in a process of its own ──► MLflow
+
+The architecture follows from the params (stages/huggingface.py). The proof (check.py) compares logits
+and greedy text on test documents; without it nothing is published or registered. Registration
+(registry.py) needs MLflow, which may be away: the export is then whole all the same, and the log says
+how to register it later. The folder depends on the checkpoint, the tokenizer and the figures alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import stages
+from stages.checkpoint import model_config, problem_of, read_json
+from stages.entry import Job, file_sha256, plain, write_json
+from stages.errors import BadInput
+from stages.export.card import Facts, model_card
+from stages.export.check import Request
+from stages.export.folder import write_folder
+from stages.export.params import ExportParams
+from stages.export.registry import Candidate, register
+from stages.huggingface import architecture_of
+from stages.progress import say
+from stages.provenance import in_experiment
+from stages.tracking import Run, Unavailable, open_run
+
+CHECK_MODULE = "stages.export.check"
+REGISTER_SECONDS = 300.0  # a large model takes its time to upload
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
+
+
+class Mismatch(Exception):
+    """The export does not do what the checkpoint does."""
+
+
+def run(job: Job, export: ExportParams) -> None:
+    """Writes hf/, manifest.json and metrics.json.
+
+    Raises:
+        BadInput: a damaged checkpoint, or an architecture that transformers does not have.
+        Mismatch: transformers loads the folder and computes something else.
+    """
+    checkpoint = job.root / "data/train/best"
+    if problem := problem_of(checkpoint):
+        raise BadInput(f"{problem}; run `dvc checkout`, or `dvc repro train`")
+    state = read_json(checkpoint, "state.json")
+    with open_run(job, state["run"], {"export": plain(export)}) as tracked:
+        facts = write_export(job, export, checkpoint, state)
+        compared = compare(job, export, checkpoint)
+        say(
+            f"transformers loads it as {facts.architecture.class_name} ({facts.architecture.reason}): logits within "
+            f"{compared['difference']:.1e} of ours over {compared['tokens']:,} tokens of {compared['documents']} test "
+            f"documents, {compared['greedy_tokens']} greedy tokens equal"
+        )
+        metrics = write_metrics(job, facts, compared)
+        tracked.results({"hf_max_diff": metrics["hf_max_diff"]})
+        publish_to_registry(job, export, facts, tracked)
+
+
+def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[str, Any]) -> Facts:
+    """Writes the folder with its card."""
+    folder = job.staging / "hf"
+    folder.mkdir()
+    architecture, config = model_config(checkpoint)
+    tokenizer = job.root / "data/tokenizer/tokenizer.json"
+    if (found := file_sha256(tokenizer)) != config["tokenizer_sha256"]:
+        raise BadInput(
+            f"data/tokenizer/tokenizer.json: sha256 {found[:12]}, but the checkpoint was trained with "
+            f"{config['tokenizer_sha256'][:12]}; run `dvc repro`"
+        )
+    write_folder(folder, checkpoint, architecture, config["vocab_size"], config["context_length"], tokenizer)
+
+    def read(name: str) -> Any:
+        return json.loads((job.root / "data" / name).read_text(encoding="utf-8"))
+
+    facts = Facts(
+        architecture=architecture_of(architecture),
+        config=config,
+        state=state,
+        train=read("train/metrics.json"),
+        pack=read("pack/metrics.json"),
+        evaluate=read("evaluate/metrics.json"),
+        samples=read("evaluate/samples.json"),
+        model_sha256=file_sha256(folder / "model.safetensors"),
+    )
+    (folder / "README.md").write_text(model_card(export.registered_model, facts), encoding="utf-8")
+    return facts
+
+
+def compare(job: Job, export: ExportParams, checkpoint: Path) -> dict[str, Any]:
+    """Runs check.py in a process of its own.
+
+    Raises:
+        Mismatch: the first difference, by name.
+    """
+    request = Request(
+        folder=str(job.staging / "hf"),
+        checkpoint=str(checkpoint),
+        tokenizer=str(job.root / "data/tokenizer/tokenizer.json"),
+        rows=str(job.root / "data/pack/test"),
+        documents=export.check_documents,
+        new_tokens=export.check_tokens,
+        max_difference=export.max_difference,
+        threads=job.execution.threads,
+    )
+    code = Path(stages.__file__).parents[1]
+    paths = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", CHECK_MODULE, json.dumps(dataclasses.asdict(request))]
+    with subprocess.Popen(
+        command, cwd=code, env={**os.environ, **OFFLINE, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            answer, _ = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise Mismatch(f"transformers could not open {request.folder}; its error stands above")
+    compared: dict[str, Any] = json.loads(answer)
+    if compared["problems"]:
+        raise Mismatch(f"data/export/hf: {'; '.join(compared['problems'])}; nothing was published")
+    return compared
+
+
+def write_metrics(job: Job, facts: Facts, compared: dict[str, Any]) -> dict[str, Any]:
+    """Writes manifest.json, the sha256 of every file, and metrics.json."""
+    files = sorted(path for path in (job.staging / "hf").iterdir())
+    manifest = {
+        "version": 1,
+        "architecture": facts.architecture.class_name,
+        "reason": facts.architecture.reason,
+        "files": [{"file": f"hf/{p.name}", "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files],
+    }
+    write_json(job.staging / "manifest.json", manifest)
+    metrics = {
+        "hf_max_diff": compared["difference"],
+        "hf_tokens": compared["tokens"],
+        "hf_greedy_tokens": compared["greedy_tokens"],
+        "hf_bytes": sum(path.stat().st_size for path in files),
+    }
+    write_json(job.staging / "metrics.json", metrics)
+    return metrics
+
+
+def publish_to_registry(job: Job, export: ExportParams, facts: Facts, tracked: Run) -> None:
+    """A version in MLflow's registry, or a line that says why there is none."""
+    figures = {key: str(facts.evaluate[key]) for key in ("bits_per_byte", "eval_sha256")}
+    candidate = Candidate(
+        name=export.registered_model,
+        sha256=facts.model_sha256,
+        folder=job.staging / "hf",
+        tags={**tracked.tags, **figures, "train_digest": facts.state["run"]},
+        experiment=os.environ.get("DVC_EXP_NAME", "unnamed") if in_experiment(job.root) else "",
+    )
+    try:
+        say(f"MLflow: {tracked.call(lambda client, run_id: register(client, run_id, candidate), REGISTER_SECONDS)}")
+    except Unavailable as reason:
+        if job.execution.tracking:
+            say(f"MLflow: the export is whole but not registered ({reason}); later, this registers it:")
+            say("    dvc repro --force --single-item export")

@@ -1,0 +1,59 @@
+"""Packs the kept documents into rows of tokens with document boundaries, as Arrow shards.
+
+Encoding, planning and writing are separate: encode.py turns text into one flat file of tokens per
+split, plan.py decides from lengths alone which slots each document fills, shards.py writes the rows.
+No token is lost or made up: the slots of all segments are the tokens of all documents, and the metrics count the difference.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from stages.entry import Job, file_sha256, write_json
+from stages.errors import BadInput
+from stages.pack.encode import EncodedSplit, encode_splits
+from stages.pack.params import PackParams
+from stages.pack.plan import PLANS
+from stages.pack.shards import write_rows
+from stages.splits import SPLITS
+from stages.vocabulary import END_OF_TEXT, PADDING, load_tokenizer
+
+
+def run(job: Job, pack: PackParams) -> None:
+    tokenizer_path = job.root / "data/tokenizer/tokenizer.json"
+    tokenizer = load_tokenizer(tokenizer_path)
+    flat = job.staging / "flat"
+    encoded = encode_splits(job.root, flat, tokenizer)
+    indices = {}
+    needless_cuts = 0
+    for split in SPLITS:
+        refuse_empty(split, encoded[split])
+        plan = PLANS[pack.strategy](encoded[split].lengths, pack.context_length)
+        needless_cuts += plan.needless_cuts
+        indices[split] = write_rows(
+            job.staging / split,
+            encoded[split],
+            plan,
+            context_length=pack.context_length,
+            vocab_size=tokenizer.get_vocab_size(),
+            shard_tokens=pack.shard_tokens,
+            end_of_text=tokenizer.token_to_id(END_OF_TEXT),
+            padding=tokenizer.token_to_id(PADDING) or 0,
+            tokenizer_sha256=file_sha256(tokenizer_path),
+        )
+    shutil.rmtree(flat)
+    train = indices["train"]
+    metrics = {
+        **{f"tokens_{split}": indices[split]["tokens"] for split in SPLITS},
+        "padding_ratio": train["padding"] / (train["rows"] * pack.context_length),
+        "needless_cuts": needless_cuts,
+        "dropped_tokens": sum(int(encoded[split].lengths.sum()) - indices[split]["tokens"] for split in SPLITS),
+        "eval_sha256": encoded["test"].text_sha256,
+    }
+    write_json(job.staging / "metrics.json", metrics)
+
+
+def refuse_empty(split: str, encoded: EncodedSplit) -> None:
+    if not len(encoded.lengths):
+        mend = "loosen clean or dedup" if split == "train" else f"raise split.{split} or take more documents"
+        raise BadInput(f"the {split} split has no document; {mend} in params.yaml")

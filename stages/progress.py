@@ -1,0 +1,40 @@
+"""Progress for people: a bar with rate and ETA on a terminal, one closing line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One line for the log, printed at once and above any bar."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(label: str, total: float | None, unit: str, scale: bool = False) -> Iterator[tqdm]:
+    """A bar to be moved with `.update(n)`; `scale` prints 1.2M for 1,200,000.
+
+    Without a terminal nothing moves, and one line at the end gives count, seconds and rate.
+    """
+    started = time.monotonic()
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=scale, disable=None, leave=not quiet) as bar:
+        moved = 0.0
+        update = bar.update
+
+        def counted(n: float = 1) -> bool | None:
+            nonlocal moved
+            moved += n
+            return update(n)
+
+        bar.update = counted  # type: ignore[method-assign]
+        yield bar
+    if quiet:
+        seconds = time.monotonic() - started
+        say(f"{label}: {moved:,.0f} {unit} in {seconds:.1f} s ({moved / max(seconds, 1e-9):,.0f}/s)")

@@ -1,0 +1,61 @@
+"""Which rows each rank reads in each step, fetched one step ahead by a thread.
+
+The rows of step s are positions s*R .. (s+1)*R of the order, R = batch_tokens / context_length. Rank
+r of W takes every W-th of them, in micro-batches of at most M rows. Example with R = 8, W = 2, M = 3:
+rank 1 reads positions 1, 3, 5 and then 7. So the global batch is the same for every W and M.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from stages.errors import BadInput
+from stages.tokens import IGNORED_LABEL, Batch, TokenRows, data_order
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of one rank in one step, and the labels in them."""
+
+    micro_batches: list[Batch]
+    n_labels: int
+
+
+class Batches:
+    """The batches of one rank from step `start` on. `next()` gives one step and fetches the following.
+
+    Raises:
+        BadInput: fewer rows in a step than ranks.
+    """
+
+    def __init__(self, rows: TokenRows, seed: int, rows_per_step: int, rank: int, world: int, micro_batch: int, start: int):
+        if rows_per_step < world:
+            raise BadInput(
+                f"train.batch_tokens gives {rows_per_step} rows a step, fewer than execution.n_processes {world}; "
+                f"set train.batch_tokens to at least {world * rows.context_length}"
+            )
+        if rows.n_rows == 0:
+            raise BadInput(f"{rows.folder}: no training row; the corpus is too small")
+        self.rows, self.seed, self.rows_per_step = rows, seed, rows_per_step
+        self.rank, self.world, self.micro_batch = rank, world, micro_batch
+        self.step = start
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._ahead: Future[StepBatches] = self._thread.submit(self.at, start)
+
+    def at(self, step: int) -> StepBatches:
+        """The batches of any step."""
+        ids = data_order(self.rows.n_rows, self.seed, step * self.rows_per_step, self.rows_per_step)
+        mine = ids[self.rank :: self.world]
+        parts = [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
+        micro_batches = [self.rows.batch(part) for part in parts]
+        return StepBatches(micro_batches, sum(int((b.labels != IGNORED_LABEL).sum()) for b in micro_batches))
+
+    def next(self) -> StepBatches:
+        batches = self._ahead.result()
+        self.step += 1
+        self._ahead = self._thread.submit(self.at, self.step)
+        return batches
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

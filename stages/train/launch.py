@@ -1,0 +1,47 @@
+"""Starts several training processes on this machine through torchrun and waits for them.
+
+Signals are passed on: every rank finishes its step, the first one saves, all of them end. If this
+process is killed, Linux sends torchrun SIGTERM, so no rank is left behind.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.entry import Job, die_with_parent, signals
+from stages.errors import Stopped
+from stages.train.worker import describe
+
+
+def launch(job: Job, folder: Path) -> None:
+    """Trains with `execution.n_processes` ranks.
+
+    Raises:
+        Stopped: a signal ended them.
+        RuntimeError: one of them failed, or refused its input and said why.
+    """
+    described = folder / "job.json"
+    described.write_text(describe(job, folder), encoding="utf-8")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={job.execution.n_processes}", "-m", "stages.train.worker", str(described),
+    ]  # fmt: skip
+    with signals.wait():
+        process = subprocess.Popen(command, cwd=job.root, preexec_fn=die_with_parent)
+        passed_on = False
+        while True:
+            try:
+                code = process.wait(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                if signals.received and not passed_on:
+                    process.send_signal(signal.SIGTERM)
+                    passed_on = True
+    if signals.received:
+        raise Stopped(signal.Signals(signals.received).name)
+    if code:
+        raise RuntimeError(f"training ended with exit code {code}; the reason stands above")
+

@@ -1,0 +1,124 @@
+"""One training as an object: model, optimizers, data and state, put together in one visible order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from stages.entry import Job, plain
+from stages.execution import Execution
+from stages.progress import say
+from stages.tokens import TokenRows
+from stages.train.objective import OBJECTIVES
+from stages.train.optimizers import Optimizers
+from stages.train.params import TrainParams
+from stages.train.ranks import Ranks
+from stages.train.state import Checkpoints, TrainState
+
+# Below this many tokens a CPU run ends before the compiler has paid for itself.
+COMPILE_FROM_TOKENS_ON_CPU = 600_000
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+@dataclasses.dataclass
+class TrainingRun:
+    """What the loop and the hooks share.
+
+    Attributes:
+        model: the bare decoder; `objective` wraps it for compile and for DDP.
+        config: config.json of its checkpoints.
+        micro_batch: rows per forward pass.
+    """
+
+    job: Job
+    params: TrainParams
+    ranks: Ranks
+    folder: Path
+    train_rows: TokenRows
+    validation_rows: TokenRows
+    model: Decoder
+    objective: nn.Module
+    optimizers: Optimizers
+    checkpoints: Checkpoints
+    config: dict[str, Any]
+    state: TrainState
+    rows_per_step: int
+    micro_batch: int
+
+    @property
+    def execution(self) -> Execution:
+        return self.job.execution
+
+
+def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: Ranks, folder: Path) -> TrainingRun:
+    """Data, model, optimizers; then what a checkpoint in `folder` restores; then compile and DDP."""
+    data = job.root / "data" / "pack"
+    train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
+    config = {
+        "model": plain(model_config),
+        "vocab_size": train_rows.vocab_size,
+        "context_length": train_rows.context_length,
+        "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
+    }
+    rows_per_step = params.batch_tokens // train_rows.context_length
+    model = Decoder(model_config, train_rows.vocab_size)
+    model.initialise(torch.Generator().manual_seed(params.seed))
+    model.to(ranks.device)
+    optimizers = Optimizers(model, params)
+    identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
+    checkpoints = Checkpoints(folder, identity)
+    state = TrainState()
+    newest = checkpoints.newest()
+    if newest is not None:
+        state = checkpoints.load(newest, model, optimizers)
+        if ranks.first:
+            say(f"train: resuming at step {state.step} of {params.max_steps}")
+    objective: nn.Module = OBJECTIVES[params.objective](model)
+    if wants_compile(job.execution, params, ranks):
+        objective.compile(dynamic=False)
+    if ranks.world > 1:
+        on_gpu = ranks.device.startswith("cuda")
+        objective = DistributedDataParallel(objective, device_ids=[ranks.device] if on_gpu else None)
+    micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
+    return TrainingRun(
+        job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
+        state, rows_per_step, micro_batch,
+    )  # fmt: skip
+
+
+def run_key(job: Job) -> str:
+    """Names the run in MLflow and in checkpoints, equally for equal work: params and data, and no path."""
+    indices = [(job.root / "data" / "pack" / name / "index.json").read_text() for name in ("train", "validation")]
+    sections = {name: plain(section) for name, section in sorted(job.sections.items())}
+    fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
+    code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
+    return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def wants_compile(execution: Execution, params: TrainParams, ranks: Ranks) -> bool:
+    """Whether to compile. `auto` looks at params and the machine alone, so that a resumed run agrees."""
+    if execution.compile != "auto":
+        return execution.compile
+    if ranks.device.startswith("cuda"):
+        return True
+    has_compiler = shutil.which("g++") is not None or shutil.which("clang++") is not None
+    return has_compiler and params.max_steps * params.batch_tokens >= COMPILE_FROM_TOKENS_ON_CPU
+
+
+def micro_batch_rows(execution: Execution, ranks: Ranks, rows_per_step: int, context_length: int) -> int:
+    """Rows per forward pass: as asked, else the divisor of a rank's rows that comes nearest to a good size."""
+    if execution.micro_batch != "auto":
+        return execution.micro_batch
+    rows = max(1, rows_per_step // ranks.world)
+    most = max(1, MICRO_BATCH_TOKENS[torch.device(ranks.device).type] // context_length)
+    return max(divisor for divisor in range(1, min(rows, most) + 1) if rows % divisor == 0)

@@ -1,0 +1,51 @@
+"""Trains the model on packed rows and publishes its best and its last checkpoint.
+
+The work happens in a scratch folder named by a digest of params, data and code. A run that was killed,
+at any moment and by anything, goes on there from its last checkpoint when the same command is given
+again, and ends with the same bytes as if nothing had happened. A change of params, data or code is
+another digest, and starts afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from model.config import ModelConfig
+from stages.entry import Job
+from stages.train.launch import launch
+from stages.train.params import TrainParams
+from stages.train.worker import work
+
+
+def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
+    with job.scratch() as folder:
+        if not (folder / "finished").exists():
+            train_in(job, model, train, folder)
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        link_or_copy(folder / f"step-{metrics['best_step']:08d}", job.staging / "best")
+        link_or_copy(folder / f"step-{metrics['steps']:08d}", job.staging / "last")
+        for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
+            shutil.copyfile(folder / name, job.staging / name)
+        (folder / "finished").touch()
+
+
+def train_in(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None:
+    if job.execution.n_processes == 1:
+        work(job, model, train, folder)
+    else:
+        launch(job, folder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The files of a checkpoint, as hard links where the file system has them."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copyfile(one, other)
+
+    shutil.copytree(source, target, copy_function=link)

@@ -1,0 +1,89 @@
+"""Everything a training needs to go on, in one object that checkpoints hold whole.
+
+A variable that outlives a step and is not in `TrainState` is a bug: the resumed run would differ.
+The data position is the step, and nothing is drawn at random after the weights are, so no random
+state is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stages.checkpoint import problem_of, read_json, save_checkpoint
+from stages.progress import say
+from stages.train.optimizers import Optimizers
+
+LOSS_SMOOTHING = 0.98
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Where training stands after `step` optimizer steps.
+
+    Attributes:
+        tokens: labels trained on so far.
+        smoothed, smoothed_weight: running sums of the exponentially smoothed loss.
+        consecutive_skipped: steps skipped for a loss or gradient that is not finite, in a row.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    best_step: int = 0
+    best_validation_loss: float | None = None
+    validation_loss: float | None = None
+    skipped_steps: int = 0
+    consecutive_skipped: int = 0
+    smoothed: float = 0.0
+    smoothed_weight: float = 0.0
+
+    def observe(self, loss: float) -> None:
+        """Moves the smoothed loss, a mean with weights that fall by 0.98 a step."""
+        self.smoothed = LOSS_SMOOTHING * self.smoothed + (1 - LOSS_SMOOTHING) * loss
+        self.smoothed_weight = LOSS_SMOOTHING * self.smoothed_weight + (1 - LOSS_SMOOTHING)
+
+    @property
+    def loss_smooth(self) -> float | None:
+        return self.smoothed / self.smoothed_weight if self.smoothed_weight else None
+
+
+class Checkpoints:
+    """The checkpoints of one run in its scratch folder: the newest, and the one of the best step."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder, self.identity = folder, identity
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any]) -> None:
+        """Saves the present step, then removes what is neither newest nor best."""
+        described = {**self.identity, **dataclasses.asdict(state)}
+        save_checkpoint(self.path(state.step), model.state_dict(), optimizers.tensors(), config, described)
+        for step in self.steps():
+            if step not in (state.step, state.best_step):
+                shutil.rmtree(self.path(step))
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????"))
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint; damaged ones are named and passed over."""
+        for step in reversed(self.steps()):
+            problem = problem_of(self.path(step))
+            if problem is None:
+                return self.path(step)
+            say(f"checkpoint of step {step} is not whole ({problem}); going on from an earlier one")
+        return None
+
+    def load(self, folder: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        optimizers.load(load_file(folder / "optimizer.safetensors"))
+        fields = {field.name for field in dataclasses.fields(TrainState)}
+        return TrainState(**{key: value for key, value in read_json(folder, "state.json").items() if key in fields})

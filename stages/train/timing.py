@@ -1,0 +1,85 @@
+"""Speed and memory of a training, for timing.json: nothing depends on it, so it may differ every time.
+
+Only training steps count: validation, checkpoints and the first steps, in which kernels are compiled,
+do not. After a resume the figures are those of the resumed part.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from stages.train.loop import StepResult
+    from stages.train.run import TrainingRun
+
+WARM_UP_STEPS = 2
+# Dense bf16 peaks in FLOP/s by name of the device, from the vendor's data sheets; fp32 here means TF32 off.
+PEAK_FLOPS = {
+    "bf16": {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12},
+    "fp32": {"H200": 67e12, "H100": 67e12, "A100": 19.5e12, "L40S": 91.6e12, "RTX 4090": 82.6e12},
+}
+
+
+class Timing:
+    """Sums over the steps after the first ones."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+        self.all_seconds = 0.0
+
+    def add(self, result: StepResult) -> None:
+        self.steps += 1
+        self.all_seconds += result.seconds
+        if self.steps > WARM_UP_STEPS:
+            self.tokens += result.n_labels
+            self.seconds += result.seconds
+            self.waited += result.data_wait_seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def report(self, run: TrainingRun) -> dict[str, float | int | None]:
+        """The content of timing.json; `mfu` is null where the peak of the device is not known."""
+        peak = peak_flops(run.ranks.device, run.params.precision)
+        per_token = flops_per_token(run)
+        return {
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "mfu": round(self.tokens_per_s * per_token / (peak * run.ranks.world), 4) if peak else None,
+            "peak_bytes": peak_bytes(run.ranks.device),
+            "data_wait_ratio": round(self.waited / self.seconds, 5) if self.seconds else 0.0,
+            "seconds": round(self.all_seconds, 2),
+        }
+
+
+def flops_per_token(run: TrainingRun) -> float:
+    """Forward and backward: 6 per weight in a matrix product, 12 L H D T for attention (Chowdhery et al., 2022).
+
+    The embedding is a look-up and counts once, as the head.
+    """
+    config = run.model.config
+    weights = sum(parameter.numel() for parameter in run.model.parameters() if parameter.ndim == 2)
+    if not config.tie_embeddings:
+        weights -= run.model.embedding.weight.numel()
+    attention = config.n_layers * config.n_heads * config.width_of_head * run.train_rows.context_length
+    return 6.0 * weights + 12.0 * attention
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    if not device.startswith("cuda"):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_FLOPS[precision].items() if key in name), None)
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory held at once: of the GPU's allocator, or of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,108 @@
+"""One process of a training: builds the run, trains, and leaves what the stage publishes in its folder.
+
+With one process the stage calls `work` itself. With more, torchrun starts this module once per rank
+with the path of a JSON file that holds the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config import ModelConfig
+from stages.entry import Job, die_with_parent, plain, signals, write_json
+from stages.errors import BadInput, Stopped
+from stages.execution import Execution
+from stages.train.params import TrainParams
+
+if TYPE_CHECKING:
+    from stages.tracking import Run
+    from stages.train.run import TrainingRun
+
+
+def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None:
+    """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
+    from stages.tracking import open_run
+    from stages.train.hooks import Checkpoint, Log, Validation
+    from stages.train.loop import Hook
+    from stages.train.loop import train as loop
+    from stages.train.ranks import join_ranks, leave_ranks
+    from stages.train.run import build_run, run_key
+    from stages.train.timing import Timing
+
+    ranks = join_ranks(job.execution)
+    try:
+        run = build_run(job, model, train, ranks, folder)
+        timing = Timing()
+        sections = {"model": plain(model), "train": plain(train)}
+        with contextlib.ExitStack() as stack:
+            hooks: list[Hook] = [Validation()]
+            tracked: Run | None = None
+            if ranks.first:
+                tracked = stack.enter_context(open_run(job, run_key(job), sections))
+                hooks.append(Log(tracked, timing))
+            loop(run, [*hooks, Checkpoint()])
+            if tracked is not None:
+                metrics = final_metrics(run)
+                tracked.results({name: float(value) for name, value in metrics.items() if value is not None})
+                write_json(folder / "timing.json", timing.report(run))
+                write_json(folder / "metrics.json", metrics)
+                tracked.artifact(folder / "loss.csv")
+                tracked.artifact(folder / "training.log")
+    finally:
+        leave_ranks()
+
+
+def final_metrics(run: TrainingRun) -> dict[str, float | int | None]:
+    state = run.state
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "train_loss": state.loss_smooth,
+        "validation_loss": state.validation_loss,
+        "best_validation_loss": state.best_validation_loss,
+        "best_step": state.best_step,
+        "skipped_steps": state.skipped_steps,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+    }
+
+
+def describe(job: Job, folder: Path) -> str:
+    """The job as JSON, for the processes that torchrun starts."""
+    sections = {name: plain(section) for name, section in job.sections.items()}
+    described = {
+        "root": str(job.root),
+        "inputs": job.inputs,
+        "execution": plain(job.execution),
+        "sections": sections,
+        "folder": str(folder),
+    }
+    return json.dumps(described)
+
+
+def main(path: Path) -> int:
+    described = json.loads(path.read_text(encoding="utf-8"))
+    model = ModelConfig(**described["sections"]["model"])
+    train = TrainParams(**described["sections"]["train"])
+    execution = Execution(**described["execution"])
+    sections = {"model": model, "train": train}
+    job = Job("train", Path(described["root"]), execution, tuple(described["inputs"]), sections)
+    signals.install()
+    die_with_parent()
+    try:
+        work(job, model, train, Path(described["folder"]))
+    except BadInput as error:
+        if os.environ.get("RANK") == "0":
+            print(f"millrace: train: {error}", file=sys.stderr)
+        return 2
+    except Stopped:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

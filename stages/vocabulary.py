@@ -1,0 +1,33 @@
+"""Special tokens, and the tokenizer as the stages after it open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PADDING, "<|im_start|>", "<|im_end|>")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A `tokenizer.json` that takes special strings in text for ordinary text.
+
+    Raises:
+        BadInput: the file cannot be read, or has no end-of-text token.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise BadInput(f"{path}: not a tokenizer.json ({error}); run `dvc repro tokenizer`") from None
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise BadInput(f"{path}: has no token {END_OF_TEXT}, which separates documents")
+    tokenizer.encode_special_tokens = True
+    return tokenizer

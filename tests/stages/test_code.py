@@ -1,0 +1,463 @@
+"""stages.code: what changes a fingerprint and what does not, and which params are refused together."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.code.fingerprint import function_hashes
+from stages.code.imports import Project
+from stages.code.sections import SECTIONS
+from stages.code.stage import WITHOUT_EFFECT, fingerprint, run, stage_names
+from stages.entry import Job, content_hash, plain
+from stages.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+USERS_OF_MODEL = {"train", "evaluate", "export"}
+
+SOURCE = '''
+"""Packs rows."""
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nowhere import Row
+
+SIZE: int = 8
+
+@decorated(1)
+def pack(rows, *, size: int = SIZE) -> list["Row"]:
+    """Puts rows together."""
+    # the longest first
+    for row in sorted(rows, key=len)[::-1]:
+        if len(row) <= size:
+            yield f"{row!r:>{size}} {row}" f" of {size}" "\\N{EM DASH}é"
+        else:
+            pass
+
+class Shard(dict):
+    "A file."
+    suffix = ".arrow"
+
+    @property
+    def name(self):
+        return self["name"] + self.suffix
+
+    @name.setter
+    def name(self, value):
+        match value:
+            case {"name": str(name), **rest} if rest:
+                self["name"] = name
+            case _:
+                raise ValueError(value) from None
+
+    def empty(self):
+        "Nothing to do."
+'''
+
+# The same on every Python: this is what keeps fingerprints stable between 3.11, 3.12 and 3.13.
+GOLDEN = {}
+
+
+def hashes(source: str) -> dict[str, str]:
+    return function_hashes(ast.parse(textwrap.dedent(source)))
+
+
+def changed(edited: str, source: str = SOURCE) -> set[str]:
+    before, after = hashes(source), hashes(edited)
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def test_the_hashes_are_the_same_on_every_python() -> None:
+    assert hashes(SOURCE) == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    # the longest first\n", ""),
+        ('"""Puts rows together."""', '"""Puts short rows together, in order."""'),
+        ('    """Puts rows together."""\n', ""),
+        ('    "A file."\n', ""),
+        ('"""Packs rows."""', '"""Packs."""'),
+        ("        else:\n            pass\n", ""),
+        ("sorted(rows, key=len)[::-1]", "sorted(\n        rows,\n        key=len,\n    )[::-1]"),
+        ('" of {size}" "', '" of {size}'),
+        ('".arrow"', "'.arrow'"),
+        ('        "Nothing to do."\n', "        pass\n"),
+        ("    from nowhere import Row\n", "    from elsewhere import Row, Table\n"),
+        ("import math\nfrom typing import TYPE_CHECKING\n", "from typing import TYPE_CHECKING\nimport math\n"),
+        ("SIZE: int = 8\n", "SIZE: int = 8\n\n\n\n"),
+    ],
+)
+def test_what_means_the_same_has_the_same_hashes(old: str, new: str) -> None:
+    assert old in SOURCE
+    assert changed(SOURCE.replace(old, new)) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("<= size", "< size", {"pack"}),
+        ("@decorated(1)", "@decorated(2)", {"pack"}),
+        ("size: int = SIZE", "size: int = 9", {"pack"}),
+        (" of {size}", " off {size}", {"pack"}),
+        ("{row!r:>", "{row!s:>", {"pack"}),
+        ("def pack", "async def pack", {"pack"}),
+        ("def pack", "def packed", {"pack", "packed"}),
+        ("SIZE: int = 8", "SIZE: int = 16", {"<module>"}),
+        ("import math", "import cmath", {"<module>"}),
+        ("import math", "import cmath as math", {"<module>"}),
+        ("class Shard(dict)", "class Shard(list)", {"Shard"}),
+        ('".arrow"', '".parquet"', {"Shard"}),
+        ("+ self.suffix", "", {"Shard.name"}),
+        ('raise ValueError(value)', 'raise KeyError(value)', {"Shard.name"}),
+        ('        "Nothing to do."\n', "        self.clear()\n", {"Shard.empty"}),
+    ],
+)  # fmt: skip
+def test_what_means_another_thing_changes_its_own_hash_alone(old: str, new: str, names: set[str]) -> None:
+    assert old in SOURCE
+    assert changed(SOURCE.replace(old, new)) == names
+
+
+def test_an_integer_a_float_and_a_truth_are_not_the_same() -> None:
+    assert len({hashes(f"x = {value}")["<module>"] for value in ("1", "1.0", "True", "'1'", "b'1'", "1j")}) == 6
+
+
+def write_project(root: Path, files: dict[str, str]) -> Project:
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+    for folder in {path.parent for path in root.rglob("*.py")}:
+        (folder / "__init__.py").touch()
+    return Project(root)
+
+
+def reached(root: Path, main: str, **others: str) -> set[str]:
+    """The modules that stages/a/__main__.py reaches, but for itself and the packages."""
+    names = ("stages/b.py", "stages/c.py", "stages/a/d.py", "model/e.py")
+    files = {name: others.get(Path(name).stem, "") for name in names}
+    project = write_project(root, {**files, "stages/a/__main__.py": main})
+    found = project.reachable("stages.a.__main__", frozenset({"stages.c"} if "skip" in others else ()))
+    return {name for name in found if name.rsplit(".")[-1] in "bcde"}
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        "import stages.b",
+        "import stages.b as other, os",
+        "from stages import b",
+        "from stages.b import something",
+        "from stages.b import *",
+        "from .. import b",
+        "from ..b import something",
+        "def later():\n    from stages import b",
+        "if x:\n    import stages.b",
+        "if TYPE_CHECKING:\n    import model.e\nelse:\n    import stages.b",
+        "importlib.import_module('stages.b')",
+        "command = ['-m', 'stages.b']",
+    ],
+)
+def test_every_kind_of_import_is_followed(tmp_path: Path, main: str) -> None:
+    assert reached(tmp_path, main) == {"stages.b"}
+
+
+def test_imports_are_followed_through_others_and_through_packages(tmp_path: Path) -> None:
+    assert reached(tmp_path, "from . import d", d="from stages import b", b="def f():\n    import model.e") == {
+        "stages.a.d",
+        "stages.b",
+        "model.e",
+    }
+    (tmp_path / "stages" / "a" / "__init__.py").write_text("import stages.c")
+    assert "stages.c" in Project(tmp_path).reachable("stages.a.__main__", frozenset())
+
+
+def test_what_only_type_checkers_read_and_what_is_left_out_is_not_followed(tmp_path: Path) -> None:
+    assert reached(tmp_path, "if typing.TYPE_CHECKING:\n    import stages.b") == set()
+    assert reached(tmp_path, "import stages.c", c="import stages.b", skip="") == set()
+    assert reached(tmp_path, "'stages.b is the module'") == set()
+
+
+def test_a_file_that_is_no_python_is_named_with_its_line(tmp_path: Path) -> None:
+    project = write_project(tmp_path, {"stages/a/__main__.py": "x = 1\ndef f(:\n"})
+    with pytest.raises(BadInput, match=r"^stages/a/__main__.py:2: not valid Python: "):
+        fingerprint(project, "a")
+
+
+def test_a_template_beside_the_code_is_part_of_it(tmp_path: Path) -> None:
+    files = {"stages/a/__main__.py": "", "stages/b/__main__.py": ""}
+    write_project(tmp_path, files)
+    template = tmp_path / "stages" / "a" / "templates" / "card.md"
+    template.parent.mkdir()
+    template.write_text("one")
+    before = {name: fingerprint(Project(tmp_path), name) for name in "ab"}
+    template.write_text("two")
+    after = {name: fingerprint(Project(tmp_path), name) for name in "ab"}
+    assert before["a"] != after["a"] and before["b"] == after["b"]
+    assert list(after["a"]["modules"]) == ["stages/a/templates/card.md"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The real code and params in a folder of their own."""
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for name in ("model", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=unwanted)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def digests(root: Path) -> dict[str, str]:
+    project = Project(root)
+    return {stage: fingerprint(project, stage)["digest"] for stage in stage_names(project)}
+
+
+def stages_changed_by(root: Path, name: str, edit: str) -> set[str]:
+    """The stages whose digest changes when `edit` is appended to a file."""
+    before = digests(root)
+    path = root / name
+    path.write_text(path.read_text() + edit)
+    after = digests(root)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+def test_every_stage_of_the_graph_has_a_fingerprint(copy: Path) -> None:
+    graph = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(digests(copy)) == graph.keys() - {"code"}
+    assert set(graph["code"]["outs"]) == {f"data/code/{stage}.json" for stage in digests(copy)}
+
+
+def test_a_comment_a_docstring_and_formatting_change_no_stage(copy: Path) -> None:
+    before = digests(copy)
+    for path in sorted(copy.rglob("*.py")):
+        if path.name != "__init__.py":
+            bare = ast.unparse(ast.parse(path.read_text()))  # other quotes, line breaks and brackets, no comments
+            path.write_text(f'"""Another docstring."""\n# a comment\n{bare}\n')
+    assert digests(copy) == before
+
+
+def test_an_edit_in_the_model_changes_its_users_alone(copy: Path) -> None:
+    assert stages_changed_by(copy, "model/attention.py", "\nEDIT = 1\n") == USERS_OF_MODEL
+
+
+def test_an_edit_in_a_stage_changes_that_stage_alone(copy: Path) -> None:
+    for stage in stage_names(Project(copy)):
+        assert stages_changed_by(copy, f"stages/{stage}/stage.py", "\nEDIT = 1\n") == {stage}
+
+
+def test_an_edit_of_what_all_share_changes_all(copy: Path) -> None:
+    assert stages_changed_by(copy, "stages/entry.py", "\nEDIT = 1\n") == set(digests(copy))
+
+
+def test_what_has_no_effect_changes_no_stage(copy: Path) -> None:
+    for module in WITHOUT_EFFECT:
+        assert stages_changed_by(copy, f"{module.replace('.', '/')}.py", "\nEDIT = 1\n") == set()
+
+
+def test_the_stage_writes_the_same_bytes_again(copy: Path) -> None:
+    written = []
+    for _ in range(2):
+        job = Job("code", copy)
+        job.prepare()
+        run(job)
+        job.publish()
+        written.append(content_hash(job.out))
+    assert written[0] == written[1]
+    found = json.loads((copy / "data" / "code" / "train.json").read_text())
+    assert found["version"] == 1
+    assert found["modules"]["model.attention"].keys() >= {"<module>", "Attention", "Attention.forward"}
+
+
+def test_no_heavy_library_is_loaded(copy: Path) -> None:
+    code = (
+        "import sys; from stages.code.stage import run; heavy = {'torch', 'numpy', 'pyarrow', 'mlflow', 'prefect', "
+        "'transformers', 'datasets'} & sys.modules.keys(); sys.exit(', '.join(heavy))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+def edit_params(root: Path, section: str, **values: object) -> None:
+    path = root / "params.yaml"
+    yaml = YAML(typ="rt")
+    content = yaml.load(path.read_text())
+    content[section].update(values)
+    yaml.dump(content, path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "problem"),
+    [
+        (
+            "train",
+            {"batch_tokens": 4000},
+            r"params.yaml:\d+: train.batch_tokens: 4000 is no multiple of pack.context_length 256; the nearest "
+            "are 3840 or 4096",
+        ),
+        ("train", {"batch_tokens": 100}, "the nearest are 256$"),
+        (
+            "execution",
+            {"n_processes": 17},
+            "4096 tokens are 16 rows of pack.context_length 256, fewer than execution.n_processes 17; use 4352 or "
+            "more, or fewer processes",
+        ),
+        ("model", {"n_head": 2}, r"params.yaml:\d+: model.n_head: unknown key; did you mean n_heads\?"),
+        ("execution", {"devices": "cpu"}, r"execution.devices: unknown key; did you mean device\?"),
+        ("export", {"zzz": 1}, "export.zzz: unknown key"),
+    ],
+)
+def test_bad_params_of_any_section_stop_before_any_work(
+    copy: Path, section: str, values: dict, problem: str
+) -> None:
+    edit_params(copy, section, **values)
+    with pytest.raises(BadInput, match=problem):
+        run(Job("code", copy))
+
+
+def test_unknown_and_missing_sections_are_refused(copy: Path) -> None:
+    text = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(text + "\ntrian:\n  lr: 1\n")
+    with pytest.raises(BadInput, match=r"trian: unknown section; did you mean train\?"):
+        run(Job("code", copy))
+    (copy / "params.yaml").write_text(text.replace("\ntokenizer:", "\n#tokenizer:"))
+    with pytest.raises(BadInput, match="(tokenizer: this section is missing|not valid YAML)"):
+        run(Job("code", copy))
+
+
+def test_the_environment_may_not_change_what_dvc_watches(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLRACE_TRAIN__MAX_STEPS", "3")
+    with pytest.raises(BadInput, match=r"`dvc exp run -S train.max_steps=3`"):
+        run(Job("code", copy))
+
+
+def signature(stage: str) -> dict[str, str]:
+    """The sections in the signature of a stage's function, with the names of their schemas."""
+    tree = ast.parse((ROOT / "stages" / stage / "stage.py").read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    return {a.arg: ast.unparse(a.annotation) for a in function.args.args if a.arg != "job" and a.annotation}
+
+
+def test_the_table_of_sections_is_what_the_stages_read_and_what_the_graph_declares() -> None:
+    graph = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    read: dict[str, str] = {"execution": "Execution"}
+    for stage, entry in graph.items():
+        assert sorted(signature(stage)) == sorted(entry.get("params", [])), stage
+        read |= signature(stage)
+    assert read == {name: schema.__name__ for name, schema in SECTIONS.items()}
+
+
+def test_params_yaml_holds_every_key_with_its_default() -> None:
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    assert content == {name: plain(schema()) for name, schema in SECTIONS.items()}
+
+
+def test_every_key_is_read_by_a_stage_that_declares_its_section() -> None:
+    project = Project(ROOT)
+    declared = {stage: {*signature(stage), "execution"} for stage in stage_names(project)}
+    for section, schema in SECTIONS.items():
+        read: set[str] = set()
+        for stage in (stage for stage, sections in declared.items() if section in sections):
+            for module in project.reachable(f"stages.{stage}.__main__", frozenset()):
+                nodes = ast.walk(project.tree(module))
+                read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert plain(schema()).keys() <= read, section
+
+
+SILENT = {
+    "progress": """
+        import contextlib, types
+        def say(message): pass
+        @contextlib.contextmanager
+        def progress(label, total, unit, scale=False):
+            yield types.SimpleNamespace(update=lambda n=1: None)
+    """,
+    "provenance": """
+        def provenance(job): return {"git_commit": "another"}
+        def in_experiment(root): return True
+    """,
+    "tracking": """
+        import contextlib
+        class Unavailable(Exception): pass
+        class Run:
+            tags = {}
+            def metrics(self, step, values): pass
+            def results(self, values): pass
+            def artifact(self, path, folder=""): pass
+            def call(self, function, seconds): raise Unavailable("off")
+        @contextlib.contextmanager
+        def open_run(job, key, params, tags=None): yield Run()
+        def store_address(job): return "nowhere", None
+    """,
+    "mlflow_store": "",
+}
+
+STAGES_IN_ONE_PROCESS = """
+import importlib, sys
+from pathlib import Path
+from stages.entry import prepare_job
+for name in ("download", "clean", "dedup", "tokenizer", "pack", "train"):
+    run = importlib.import_module(f"stages.{name}.stage").run
+    job = prepare_job(name, run, Path.cwd())
+    job.prepare()
+    run(job, **job.sections)
+    job.publish()
+"""
+
+TINY = {
+    "download": {"source": "files"},
+    "split": {"validation": 0.2, "test": 0.2},
+    "clean": {"min_words": 3},
+    "tokenizer": {"vocab_size": 300},
+    "pack": {"context_length": 16},
+    "model": {"n_layers": 1, "hidden_size": 32},
+    "train": {"max_steps": 3, "batch_tokens": 64, "warmup_steps": 1, "validation_tokens": 64},
+    "execution": {"tracking": False, "compile": False, "threads": 1},
+}
+
+
+def test_the_modules_that_are_left_out_change_no_byte(copy: Path) -> None:
+    for section, values in TINY.items():
+        edit_params(copy, section, **values)
+    shutil.copy(ROOT / "constraints.txt", copy)
+    inputs = copy / "inputs"
+    inputs.mkdir()
+    words = "the mill turns a wheel and the water runs from the race into the river below".split()
+    for number in range(40):
+        text = " ".join(words[(number * 7 + place * place) % len(words)] for place in range(40))
+        (inputs / f"{number:02d}.txt").write_text(f"Page {number}: {text}.\n")
+    job = Job("code", copy)
+    job.prepare()
+    run(job)
+    job.publish()
+    assert {f"stages.{name}" for name in (*SILENT, "execution")} == WITHOUT_EFFECT
+
+    def outputs() -> dict[str, str]:
+        environment = {**os.environ, "DVC_STAGE": ""}
+        command = [sys.executable, "-c", STAGES_IN_ONE_PROCESS]
+        answer = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        files = sorted(path for path in (copy / "data").rglob("*") if path.is_file())
+        found = {str(path.relative_to(copy)): content_hash(path) for path in files}
+        shutil.rmtree(copy / ".dvc", ignore_errors=True)  # the scratch
+        return {name: digest for name, digest in found.items() if Path(name).name not in ("timing.json", "training.log")}
+
+    before = outputs()
+    assert "data/train/best/model.safetensors" in before
+    for name, source in SILENT.items():
+        (copy / "stages" / f"{name}.py").write_text(textwrap.dedent(source))
+    execution = copy / "stages" / "execution.py"
+    execution.write_text(execution.read_text().replace("return self.workers or", "return self.workers or 3 or"))
+    assert "or 3 or" in execution.read_text()
+    assert outputs() == before

@@ -2,8 +2,8 @@
 
 It imports nothing heavy, so that params can be validated without torch. The size of the vocabulary
 and the context length are no part of it: they are facts of the packed data. Example, the default:
-hidden_size 256 with 4 heads gives heads of 64; intermediate_size 0 becomes 8/3 * 256 rounded up to
-a multiple of 64 = 704.
+hidden_size 192 with 4 heads gives heads of 48; intermediate_size 0 becomes 8/3 * 192 = 512, a
+multiple of 64 already.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ModelConfig:
     """
 
     n_layers: int = 4
-    hidden_size: int = 256
+    hidden_size: int = 192
     n_heads: int = 4
     n_kv_heads: int = 2
     head_dim: int = 0  # 0: hidden_size / n_heads

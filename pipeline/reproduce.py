@@ -18,7 +18,7 @@ from typing import Literal
 from pipeline import environment
 from pipeline.programs import STOPPED, programs
 
-Outcome = Literal["Unchanged", "Cached", "Completed", "Failed", "Busy", "Stopped"]
+Outcome = Literal["Unchanged", "Cached", "Completed", "Failed", "Busy", "Stopped", "NotRun"]
 
 UNCHANGED = "didn't change, skipping"
 CACHED = "is cached - skipping run, checking out outputs"
@@ -43,12 +43,18 @@ class Reproduced:
 
     Attributes:
         outcome: `Unchanged`, `Cached` (outputs from DVC's run cache), `Completed` (it ran), `Failed`,
-            `Busy` (another DVC process works on its files), or `Stopped` by a signal.
+            `Busy` (another DVC process works on its files), `Stopped` by a signal, or `NotRun` because what
+            it waits for is not done.
         exit_code: of the stage itself where DVC tells it: 2 is bad params or input.
     """
 
     outcome: Outcome
     exit_code: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the outputs of the stage are there and up to date."""
+        return self.outcome in ("Unchanged", "Cached", "Completed")
 
 
 def reproduce(

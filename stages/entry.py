@@ -35,7 +35,7 @@ import xxhash
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from stages.errors import BadInput, Stopped
+from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.params import ParamsFile
 from stages.progress import say
@@ -112,7 +112,6 @@ class Job:
             for marker in base.glob("*/finished"):
                 if marker.parent != folder:
                     shutil.rmtree(marker.parent, ignore_errors=True)
-                    (base / f"{marker.parent.name}.lock").unlink(missing_ok=True)
             folder.mkdir(exist_ok=True)
             yield folder
 
@@ -162,6 +161,8 @@ def main(run: Callable[..., None]) -> None:
         job.publish()
     except BadInput as error:
         sys.exit(_complain(stage, str(error), 2))
+    except Failed as error:
+        sys.exit(_complain(stage, f"{error}. Earlier outputs are in the DVC cache: `dvc checkout` brings them back", 1))
     except Stopped as stopped:
         sys.exit(_complain(stage, f"stopped by {stopped}; the same command goes on from here", 130))
     except OSError as error:

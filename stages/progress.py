@@ -24,17 +24,19 @@ def progress(label: str, total: float | None, unit: str, scale: bool = False) ->
     """
     started = time.monotonic()
     quiet = not sys.stderr.isatty()
-    with tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=scale, disable=None, leave=not quiet) as bar:
-        moved = 0.0
-        update = bar.update
-
-        def counted(n: float = 1) -> bool | None:
-            nonlocal moved
-            moved += n
-            return update(n)
-
-        bar.update = counted  # type: ignore[method-assign]
+    bar = _CountingBar(total=total, desc=label, unit=f" {unit}", unit_scale=scale, disable=None, leave=not quiet)
+    with bar:
         yield bar
     if quiet:
         seconds = time.monotonic() - started
-        say(f"{label}: {moved:,.0f} {unit} in {seconds:.1f} s ({moved / max(seconds, 1e-9):,.0f}/s)")
+        say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({bar.moved / max(seconds, 1e-9):,.0f}/s)")
+
+
+class _CountingBar(tqdm):
+    """A bar that counts also while it is not shown."""
+
+    moved = 0.0
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self.moved += n or 0
+        return super().update(n)

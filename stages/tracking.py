@@ -209,9 +209,10 @@ class _TrackedRun(Run):
             )
 
     def _work(self) -> None:
-        """The thread: sends what has gathered every two seconds, and once more at the close."""
+        """The thread: opens the store, sends what has gathered every two seconds, and once more at the close."""
+        pause = 0.0
         while True:
-            self._wake.wait(RETRY_SECONDS if self._failing.is_set() else FLUSH_SECONDS)
+            self._wake.wait(pause)
             self._wake.clear()
             last_round = self._closing.is_set()
             try:
@@ -226,6 +227,7 @@ class _TrackedRun(Run):
                 self._failing.set()
             if last_round:
                 return
+            pause = RETRY_SECONDS if self._failing.is_set() else FLUSH_SECONDS
 
     def _send(self) -> None:
         while self._points:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from stages.huggingface import refuse_unsupported
 from stages.params import ParamsFile
 
 Problem = tuple[list[str], str]
@@ -42,4 +43,10 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield keys, problem
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows,)
+def exportable(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """The decoder has a twin in transformers, so that the last stage does not refuse what the first began."""
+    if reason := refuse_unsupported(sections["model"]):
+        yield ["model"], reason
+
+
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, exportable)

@@ -15,7 +15,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.code.fingerprint import for_type_checkers
+from stages.code.fingerprint import for_type_checkers, function_hashes
 from stages.errors import BadInput
 
 PACKAGES = ("model", "stages")
@@ -23,7 +23,7 @@ NOT_CODE = frozenset({".pyc", ".pyo", ".so", ".typed"})
 
 
 class Project:
-    """The modules of the project, each parsed once.
+    """The modules of the project, each parsed and hashed once.
 
     Attributes:
         files: the path of every module by its dotted name; a package stands for its `__init__.py`.
@@ -34,6 +34,7 @@ class Project:
         self.files = dict(_modules(root))
         self._trees: dict[str, ast.Module] = {}
         self._imports: dict[str, set[str]] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
 
     def tree(self, module: str) -> ast.Module:
         """The syntax tree of a module.
@@ -50,6 +51,12 @@ class Project:
                 place = f"{path.relative_to(self.root)}:{line}"
                 raise BadInput(f"{place}: not valid Python: {getattr(error, 'msg', error)}") from None
         return self._trees[module]
+
+    def hashes(self, module: str) -> dict[str, str]:
+        """One hash per function of a module; none for a module that does nothing."""
+        if module not in self._hashes:
+            self._hashes[module] = function_hashes(self.tree(module))
+        return self._hashes[module]
 
     def reachable(self, start: str, without: frozenset[str]) -> list[str]:
         """The modules that `start` can reach, itself included; those in `without` are not entered."""

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from stages.code.combinations import check_combinations
-from stages.code.fingerprint import HASH_LENGTH, function_hashes
+from stages.code.fingerprint import HASH_LENGTH
 from stages.code.imports import Project
 from stages.code.sections import read_sections
 from stages.entry import Job, file_sha256, write_json
@@ -50,7 +50,7 @@ def fingerprint(project: Project, stage: str) -> dict:
     """What stands in data/code/STAGE.json: a hash per function of all modules the stage can reach."""
     modules: dict[str, dict[str, str]] = {}
     for module in project.reachable(f"stages.{stage}.__main__", without=WITHOUT_EFFECT):
-        if hashes := function_hashes(project.tree(module)):
+        if hashes := project.hashes(module):
             modules[module] = hashes
         for path in project.data_files(module):
             modules[_name(path, project.root)] = {"<file>": file_sha256(path)[:HASH_LENGTH]}

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from model.config import ModelConfig
 from stages.huggingface import Architecture
 
 BASELINES = {
@@ -99,7 +100,9 @@ def figures(facts: Facts) -> str:
 
 
 def architecture(facts: Facts) -> str:
-    rows = [(f"`{key}`", f"{value}") for key, value in facts.config["model"].items()]
+    config = ModelConfig(**facts.config["model"])
+    derived = {"head_dim": config.width_of_head, "intermediate_size": config.width_of_mlp}
+    rows = [(f"`{key}`", f"{value}") for key, value in {**facts.config["model"], **derived}.items()]
     rows += [(f"`{key}`", f"{facts.config[key]}") for key in ("vocab_size", "context_length")]
     return (
         f"## Architecture\n\n`{facts.architecture.class_name}`, because of {facts.architecture.reason}.\n\n"

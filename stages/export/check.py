@@ -1,6 +1,6 @@
 """Opens the export as a user would, with transformers alone, and compares it with our own decoder.
 
-Run by the stage in a process of its own (python -m stages.export.check), so that what transformers
+Run by proof.py in a process of its own (python -m stages.export.check), so that what transformers
 sees is the folder and nothing that Millrace has in memory. On real test documents, each alone:
 
     weights     every tensor of the architecture is in the file, and none besides
@@ -10,12 +10,14 @@ sees is the folder and nothing that Millrace has in memory. On real test documen
 
 The last is one forward pass of ours over what transformers wrote: if token 1 is our choice, and token
 2 is our choice after it, and so on, then our own greedy text is the same. Two tokens of ours that lie
-closer than the allowed difference count as equal. The figures go to standard output as JSON.
+closer than the allowed difference count as equal. A request comes in on standard input as JSON, after
+the imports, which take seconds; the figures go to standard output.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import sys
@@ -142,6 +144,13 @@ def compare_greedy(
     return compared, []
 
 
-if __name__ == "__main__":
+def main() -> None:
     die_with_parent()
-    print(json.dumps(check(Request(**json.loads(sys.argv[1])))))
+    importlib.import_module("transformers.models.auto.modeling_auto")  # while the other side is still writing
+    request = sys.stdin.readline()
+    if request:
+        print(json.dumps(check(Request(**json.loads(request)))))
+
+
+if __name__ == "__main__":
+    main()

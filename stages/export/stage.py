@@ -10,15 +10,11 @@ how to register it later. The folder depends on the checkpoint, the tokenizer an
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import stages
 from stages.checkpoint import model_config, problem_of, read_json
 from stages.entry import Job, file_sha256, plain, write_json
 from stages.errors import BadInput
@@ -26,19 +22,14 @@ from stages.export.card import Facts, model_card
 from stages.export.check import Request
 from stages.export.folder import write_folder
 from stages.export.params import ExportParams
+from stages.export.proof import Proof
 from stages.export.registry import Candidate, register
 from stages.huggingface import architecture_of
 from stages.progress import say
 from stages.provenance import in_experiment
 from stages.tracking import Run, Unavailable, open_run
 
-CHECK_MODULE = "stages.export.check"
 REGISTER_SECONDS = 300.0  # a large model takes its time to upload
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
-
-
-class Mismatch(Exception):
-    """The export does not do what the checkpoint does."""
 
 
 def run(job: Job, export: ExportParams) -> None:
@@ -52,9 +43,9 @@ def run(job: Job, export: ExportParams) -> None:
     if problem := problem_of(checkpoint):
         raise BadInput(f"{problem}; run `dvc checkout`, or `dvc repro train`")
     state = read_json(checkpoint, "state.json")
-    with open_run(job, state["run"], {"export": plain(export)}) as tracked:
+    with Proof() as proof, open_run(job, state["run"], {"export": plain(export)}) as tracked:
         facts = write_export(job, export, checkpoint, state)
-        compared = compare(job, export, checkpoint)
+        compared = proof.compare(proof_request(job, export, checkpoint))
         say(
             f"transformers loads it as {facts.architecture.class_name} ({facts.architecture.reason}): logits within "
             f"{compared['difference']:.1e} of ours over {compared['tokens']:,} tokens of {compared['documents']} test "
@@ -95,13 +86,8 @@ def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[s
     return facts
 
 
-def compare(job: Job, export: ExportParams, checkpoint: Path) -> dict[str, Any]:
-    """Runs check.py in a process of its own.
-
-    Raises:
-        Mismatch: the first difference, by name.
-    """
-    request = Request(
+def proof_request(job: Job, export: ExportParams, checkpoint: Path) -> Request:
+    return Request(
         folder=str(job.staging / "hf"),
         checkpoint=str(checkpoint),
         tokenizer=str(job.root / "data/tokenizer/tokenizer.json"),
@@ -111,23 +97,6 @@ def compare(job: Job, export: ExportParams, checkpoint: Path) -> dict[str, Any]:
         max_difference=export.max_difference,
         threads=job.execution.threads,
     )
-    code = Path(stages.__file__).parents[1]
-    paths = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", CHECK_MODULE, json.dumps(dataclasses.asdict(request))]
-    with subprocess.Popen(
-        command, cwd=code, env={**os.environ, **OFFLINE, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            answer, _ = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise Mismatch(f"transformers could not open {request.folder}; its error stands above")
-    compared: dict[str, Any] = json.loads(answer)
-    if compared["problems"]:
-        raise Mismatch(f"data/export/hf: {'; '.join(compared['problems'])}; nothing was published")
-    return compared
 
 
 def write_metrics(job: Job, facts: Facts, compared: dict[str, Any]) -> dict[str, Any]:

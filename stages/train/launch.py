@@ -6,13 +6,14 @@ process is killed, Linux sends torchrun SIGTERM, so no rank is left behind.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from stages.entry import Job, die_with_parent, signals
-from stages.errors import Stopped
+from stages.errors import Failed, Stopped
 from stages.train.worker import describe
 
 
@@ -21,7 +22,7 @@ def launch(job: Job, folder: Path) -> None:
 
     Raises:
         Stopped: a signal ended them.
-        RuntimeError: one of them failed, or refused its input and said why.
+        Failed: one of them failed, or refused its input and said why.
     """
     described = folder / "job.json"
     described.write_text(describe(job, folder), encoding="utf-8")
@@ -29,8 +30,10 @@ def launch(job: Job, folder: Path) -> None:
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={job.execution.n_processes}", "-m", "stages.train.worker", str(described),
     ]  # fmt: skip
+    code_root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code_root), os.environ.get("PYTHONPATH", "")])}
     with signals.wait():
-        process = subprocess.Popen(command, cwd=job.root, preexec_fn=die_with_parent)
+        process = subprocess.Popen(command, cwd=job.root, env=environment, preexec_fn=die_with_parent)
         passed_on = False
         while True:
             try:
@@ -43,5 +46,5 @@ def launch(job: Job, folder: Path) -> None:
     if signals.received:
         raise Stopped(signal.Signals(signals.received).name)
     if code:
-        raise RuntimeError(f"training ended with exit code {code}; the reason stands above")
+        raise Failed(f"training ended with exit code {code}; the reason stands above")
 

@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.entry import signals
-from stages.errors import Stopped
+from stages.errors import Failed, Stopped
 from stages.perplexity import to_tensors
 from stages.train.batches import Batches, StepBatches
 from stages.train.objective import autocast
@@ -67,7 +67,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
 
     Raises:
         Stopped: a signal came; the last hook has written a checkpoint.
-        RuntimeError: too many steps in a row were not finite.
+        Failed: too many steps in a row were not finite.
     """
     batches = Batches(
         run.train_rows, run.params.seed, run.rows_per_step, run.ranks.rank, run.ranks.world, run.micro_batch,
@@ -82,7 +82,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
                 for hook in hooks:
                     hook.after_step(run, result)
                 if run.state.consecutive_skipped >= run.params.max_skipped_steps:
-                    raise RuntimeError(diverged(run))
+                    raise Failed(diverged(run))
                 if result.stopping:
                     raise Stopped(f"a signal after step {run.state.step}")
     finally:

@@ -15,9 +15,9 @@ class TrainParams(Section):
     max_steps: int = Field(default=300, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
     optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(default=0.003, gt=0)
+    lr: float = Field(default=0.02, gt=0)
     muon_lr: float = Field(default=0.02, gt=0)
-    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    muon_momentum: float = Field(default=0.85, ge=0, lt=1)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)

@@ -38,19 +38,6 @@ class Ranks:
             distributed.barrier()
 
 
-def resolve_device(execution: Execution) -> str:
-    """`cpu` or `cuda` for `execution.device`.
-
-    Raises:
-        BadInput: cuda is asked for and torch sees none.
-    """
-    if execution.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if execution.device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("execution.device is cuda, but torch sees no GPU; set it to auto or cpu, or run `millrace doctor`")
-    return execution.device
-
-
 def join_ranks(execution: Execution) -> Ranks:
     """Joins the process group that torchrun described in the environment, if it did, and sets threads."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -58,7 +45,7 @@ def join_ranks(execution: Execution) -> Ranks:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(execution.threads or max(1, cores // local_world))
-    device = resolve_device(execution)
+    device = execution.torch_device()
     if device == "cuda":
         if local_world > torch.cuda.device_count():
             raise BadInput(

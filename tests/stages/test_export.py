@@ -22,8 +22,9 @@ from stages.execution import Execution
 from stages.export import check
 from stages.export.card import Facts
 from stages.export.params import ExportParams
+from stages.export.proof import Mismatch
 from stages.export.registry import Candidate, promotion, pyfunc_files, register
-from stages.export.stage import Mismatch, publish_to_registry, run, write_export
+from stages.export.stage import publish_to_registry, run, write_export
 from stages.tokens import row_schema
 from stages.tracking import open_run, store_address
 
@@ -186,6 +187,10 @@ def test_the_card_has_the_figures_and_the_baselines_and_no_more(export: Path) ->
     assert file_sha256(export / "hf" / "model.safetensors") in card
 
 
+def copy_inputs(workspace: Path, root: Path) -> None:
+    shutil.copytree(workspace / "data", root / "data", ignore=shutil.ignore_patterns("export", "export.partial"))
+
+
 def written(root: Path, config: ModelConfig, seed: int = 0) -> tuple[Job, Facts]:
     """The folder of another checkpoint, in staging, unproven."""
     data = root / "data"
@@ -205,7 +210,7 @@ def proof(root: Path, folder: Path) -> dict:
 def test_equal_inputs_give_equal_bytes(workspace: Path, tmp_path: Path) -> None:
     contents = []
     for name in ("here", "there"):
-        shutil.copytree(workspace / "data", tmp_path / name / "data")
+        copy_inputs(workspace, tmp_path / name)
         job, _ = written(tmp_path / name, SMALL)
         contents.append({path.name: path.read_bytes() for path in (job.staging / "hf").iterdir()})
     assert contents[0] == contents[1]
@@ -213,7 +218,7 @@ def test_equal_inputs_give_equal_bytes(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_the_ablation_of_the_default_is_a_gemma3_and_proven(workspace: Path, tmp_path: Path) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     job, facts = written(tmp_path, dataclasses.replace(SMALL, post_norm=True))
     assert facts.architecture.class_name == "Gemma3ForCausalLM"
     compared = proof(tmp_path, job.staging / "hf")
@@ -221,7 +226,7 @@ def test_the_ablation_of_the_default_is_a_gemma3_and_proven(workspace: Path, tmp
 
 
 def test_the_proof_sees_other_weights(workspace: Path, tmp_path: Path) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     job, _ = written(tmp_path, SMALL)
     folder = job.staging.rename(tmp_path / "kept") / "hf"
     written(tmp_path, SMALL, seed=1)
@@ -233,7 +238,7 @@ def test_the_proof_sees_other_weights(workspace: Path, tmp_path: Path) -> None:
 def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     job, _ = written(tmp_path, SMALL)
     weights = load_file(job.staging / "hf/model.safetensors")
     weights["model.layers.0.extra.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
@@ -249,7 +254,7 @@ def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, 
 
 @pytest.mark.slow
 def test_what_differs_is_not_published(workspace: Path, tmp_path: Path) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     written(tmp_path, dataclasses.replace(SMALL, post_norm=True))
     with pytest.raises(Mismatch, match=r"logits differ by .*, over 1e-12, in test document \d at token \d+; nothing"):
         exported(tmp_path, max_difference=1e-12)
@@ -257,7 +262,7 @@ def test_what_differs_is_not_published(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_and_a_foreign_tokenizer_are_named(workspace: Path, tmp_path: Path) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     tokenizer = tmp_path / "data/tokenizer/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(BadInput, match=r"tokenizer\.json: sha256 .* but the checkpoint was trained with"):
@@ -271,7 +276,7 @@ def test_a_damaged_checkpoint_and_a_foreign_tokenizer_are_named(workspace: Path,
 def test_without_mlflow_the_log_says_how_to_register_later(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
+    copy_inputs(workspace, tmp_path)
     job, facts = written(tmp_path, SMALL)
     job.execution = Execution(tracking_uri=DEAD_SERVER)
     with open_run(job, "unreachable", {}) as tracked:

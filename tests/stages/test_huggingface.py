@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages import huggingface
+from stages.code.combinations import exportable
 from stages.errors import BadInput
 from stages.huggingface import ARCHITECTURES, from_huggingface, refuse_unsupported, to_huggingface
 
@@ -168,3 +169,13 @@ def test_importing_the_module_imports_neither_torch_nor_transformers() -> None:
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
     assert not any(str(name).split(".")[0] in ("torch", "transformers") for name in imported)
+
+
+def test_the_stage_code_blames_the_section_model_before_any_work() -> None:
+    assert list(exportable({"model": ModelConfig(post_norm=True)})) == []
+    ((keys, problem),) = exportable({"model": ModelConfig(qk_norm_scope="full")})
+    assert keys == ["model"]
+    assert problem == (
+        "transformers has no decoder with pre_norm and qk_norm_scope full, so it could not be exported; "
+        "set qk_norm_scope: head"
+    )

@@ -1,0 +1,67 @@
+"""Runs check.py in a process of its own, which opens the export as a user would.
+
+    with Proof() as proof:              # starts importing torch and transformers
+        ...                             # the folder is written in the meantime
+        figures = proof.compare(request)
+
+The process has no network, and it is gone when the block ends, whatever happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import stages
+from stages.export.check import Request
+
+CHECK_MODULE = "stages.export.check"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
+
+
+class Mismatch(Exception):
+    """The export does not do what the checkpoint does."""
+
+
+class Proof:
+    """The other process."""
+
+    def __enter__(self) -> Proof:
+        code = Path(stages.__file__).parents[1]
+        paths = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", CHECK_MODULE],
+            cwd=code,
+            env={**os.environ, **OFFLINE, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()
+
+    def compare(self, request: Request) -> dict[str, Any]:
+        """The figures of `check.check`.
+
+        Raises:
+            Mismatch: what differs, by name.
+        """
+        answer, _ = self._process.communicate(json.dumps(dataclasses.asdict(request)) + "\n")
+        if self._process.returncode:
+            raise Mismatch(f"transformers could not open {request.folder}; its error stands above")
+        compared: dict[str, Any] = json.loads(answer)
+        if compared["problems"]:
+            raise Mismatch(f"data/export/hf: {'; '.join(compared['problems'])}; nothing was published")
+        return compared

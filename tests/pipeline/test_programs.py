@@ -1,0 +1,96 @@
+"""pipeline.programs: lines are streamed, signals passed on, and nothing outlives us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.programs import STOPPED, Programs
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def test_lines_and_exit_code(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = "import os, sys; print(os.getcwd()); print('é', os.environ['X'], file=sys.stderr); sys.exit(3)"
+    environment = {**os.environ, "X": "1", "PYTHONUNBUFFERED": "1"}
+    assert Programs().run(python(code), tmp_path, environment, lines.append) == 3
+    assert lines == [str(tmp_path), "é 1"]
+
+
+def test_lines_come_when_they_are_printed(tmp_path: Path) -> None:
+    code = """
+        import pathlib, time
+        print('first', flush=True)
+        while not pathlib.Path('seen').exists(): time.sleep(0.02)
+    """
+    assert Programs().run(python(code), tmp_path, os.environ, lambda line: (tmp_path / "seen").touch()) == 0
+
+
+STUBBORN = """
+    import signal, sys, time
+    def heard(number, frame):
+        print(signal.Signals(number).name, flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, heard)
+    print('ready', flush=True)
+    time.sleep(60)
+    time.sleep(60)
+    time.sleep(60)
+"""
+
+
+def test_each_signal_asks_harder(tmp_path: Path) -> None:
+    programs, lines = Programs(), []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        programs.stop(signal.SIGTERM)  # whichever came, the program is asked as by Ctrl-C first
+
+    assert programs.run(python(STUBBORN), tmp_path, os.environ, on_line) == -signal.SIGKILL
+    assert lines == ["ready", "SIGINT", "SIGTERM"]
+    assert programs.stopped_by == "SIGTERM"
+    assert programs.run(python("print('no')"), tmp_path, os.environ, lines.append) == STOPPED
+    assert "no" not in lines
+
+
+def test_signals_are_ours_within_the_block_alone(tmp_path: Path) -> None:
+    programs = Programs()
+    before = signal.getsignal(signal.SIGINT)
+    with programs.stop_on_signals():
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert programs.run(python("import time; time.sleep(60)"), tmp_path, os.environ, print) == -signal.SIGINT
+    assert programs.stopped_by == "SIGINT" and signal.getsignal(signal.SIGINT) is before
+    with programs.stop_on_signals():
+        assert programs.stopped_by is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
+def test_kill_9_of_us_ends_the_program(tmp_path: Path) -> None:
+    ours = f"""
+        import os, pathlib, sys
+        from pipeline.programs import Programs
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+        Programs().run([sys.executable, "-c", code], pathlib.Path({str(tmp_path)!r}), os.environ, lambda line: print(line, flush=True))
+    """
+    process = subprocess.Popen(python(ours), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    program = psutil.Process(int(process.stdout.readline()))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while program.is_running() and program.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE

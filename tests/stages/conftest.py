@@ -1,0 +1,53 @@
+"""A small packed corpus, made by the code of the stage `pack` from tokens of a known source."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.pack.encode import EncodedSplit
+from stages.pack.plan import plan_best_fit
+from stages.pack.shards import write_rows
+
+VOCABULARY = 61
+CONTEXT = 16
+
+
+def write_split(root: Path, split: str, documents: list[np.ndarray], context_length: int = CONTEXT) -> None:
+    """data/pack/SPLIT from documents of token ids; 0 is end-of-text and 1 padding."""
+    flat = root / f"{split}.tokens"
+    np.concatenate([np.append(0, document) for document in documents]).astype(np.uint16).tofile(flat)
+    lengths = np.array([len(document) + 1 for document in documents])
+    encoded = EncodedSplit(flat, np.dtype(np.uint16), lengths, "")
+    write_rows(
+        root / "data/pack" / split,
+        encoded,
+        plan_best_fit(lengths, context_length),
+        context_length=context_length,
+        vocab_size=VOCABULARY,
+        shard_tokens=1 << 12,
+        end_of_text=0,
+        padding=1,
+        tokenizer_sha256="0" * 64,
+    )
+
+
+def markov_documents(count: int, seed: int) -> list[np.ndarray]:
+    """Documents of 3 to 40 tokens in which most tokens follow from the one before."""
+    random = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        tokens = [int(random.integers(2, VOCABULARY))]
+        while len(tokens) < random.integers(3, 41):
+            follows = 2 + (tokens[-1] * 7 + 3) % (VOCABULARY - 2)
+            tokens.append(follows if random.random() < 0.8 else int(random.integers(2, VOCABULARY)))
+        documents.append(np.array(tokens))
+    return documents
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A workspace whose data/pack holds a training and a validation split of 16-slot rows."""
+    write_split(tmp_path, "train", markov_documents(300, seed=0))
+    write_split(tmp_path, "validation", markov_documents(40, seed=1))
+    return tmp_path

@@ -22,7 +22,7 @@ class ModelConfig:
         ValueError: a combination that is no architecture, with the reason.
     """
 
-    n_layers: int = 4
+    n_layers: int = 3
     hidden_size: int = 192
     n_heads: int = 4
     n_kv_heads: int = 2
@@ -45,7 +45,8 @@ class ModelConfig:
             raise ValueError("head_dim and intermediate_size must be positive, or 0 to derive them")
         if self.head_dim == 0 and self.hidden_size % self.n_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}; change one, or set head_dim"
+                f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}; "
+                "change one of them, or set head_dim"
             )
         if self.width_of_head % 2:
             raise ValueError(f"heads are {self.width_of_head} wide; rotary embedding needs an even width")

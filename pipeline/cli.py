@@ -177,12 +177,13 @@ def run_smoke(root: Path, targets: list[str], only: bool) -> int:
 
 def run_experiment(root: Path, settings: tuple[str, ...], targets: list[str], only: bool) -> int:
     from pipeline.experiment import worktree
+    from pipeline.graph import read_graph
 
     with worktree(root, settings) as experiment:
         check(experiment.folder, tuple(targets), only)
         code = run_flow(targets, only, experiment.folder, experiment.variables)
         if code == 0:
-            experiment.save()
+            experiment.save(read_graph(experiment.folder).select(targets, only))
             click.echo(f"millrace: experiment {experiment.name}: `dvc exp show`, `dvc exp apply {experiment.name}`")
     return code
 

@@ -37,13 +37,13 @@ class Experiment:
     folder: Path
     variables: dict[str, str]
 
-    def save(self) -> None:
-        """Keeps params, metrics and outputs as a DVC experiment of the present commit.
+    def save(self, stages: Sequence[str]) -> None:
+        """Keeps params, metrics and the outputs of `stages` as a DVC experiment of the present commit.
 
         Raises:
             BadInput: DVC refused, with its reason.
         """
-        saved = dvc(self.folder, "exp", "save", "--name", self.name, "--force")
+        saved = dvc(self.folder, "exp", "save", "--name", self.name, "--force", *stages)
         if saved.returncode:
             raise BadInput(f"`dvc exp save` refused: {_last(saved.stderr)}; the outputs are in the DVC cache")
 

@@ -51,7 +51,7 @@ def run_stage(
     """One stage; `upstream` holds what became of the stages that it waits for."""
     missing = [name for name, result in upstream.items() if not (isinstance(result, Reproduced) and result.done)]
     if missing:
-        return Cancelled(name="NotRun", message=f"waits for {', '.join(missing)}", data=Reproduced("NotRun", 1))
+        return Failed(name="NotRun", message=f"waits for {', '.join(missing)}", data=Reproduced("NotRun", 1))
     if not stale and all(result.outcome == "Unchanged" for result in upstream.values()):
         return Completed(name="Unchanged", data=Reproduced("Unchanged"))
     result = reproduce(stage, Path(directory), get_run_logger().info, variables)
@@ -123,8 +123,8 @@ def _run_all(graph: Graph, chosen: list[str], directory: str, variables: dict[st
 
 def conclusion(chosen: list[str], states: dict[str, State]) -> State:
     """The state of the flow, with a line that tells what became of its stages."""
-    failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
-    not_run = [name for name in chosen if name not in states or states[name].is_cancelled()]
+    not_run = [name for name in chosen if name not in states or states[name].name == "NotRun"]
+    failed = [name for name, state in states.items() if not state.is_completed() and name not in not_run]
     if programs.stopped_by:
         message = f"stopped by {programs.stopped_by}; the same command goes on from here"
         return Cancelled(name="Stopped", message=message, data=Reproduced("Stopped", STOPPED))

@@ -42,7 +42,9 @@ def save_checkpoint(
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, beside / "model.safetensors")
+    save_file(
+        {name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, beside / "model.safetensors"
+    )
     save_file({name: t.detach().contiguous().cpu() for name, t in optimizer.items()}, beside / "optimizer.safetensors")
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)

@@ -184,9 +184,7 @@ def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
     sections = {name: params.section(name, schema) for name, schema in schemas.items()}
     graph = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     if sorted(graph[stage].get("params", [])) != sorted(schemas):
-        raise BadInput(
-            f"dvc.yaml: stages.{stage}.params must be {sorted(schemas)}, the sections that its code reads"
-        )
+        raise BadInput(f"dvc.yaml: stages.{stage}.params must be {sorted(schemas)}, the sections that its code reads")
     inputs = []
     for dependency in graph[stage].get("deps", []):
         if "${" in dependency:

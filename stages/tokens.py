@@ -48,8 +48,13 @@ class Batch:
     positions: np.ndarray
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id: uint16 up to 65,536 of them, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 def row_schema(context_length: int, vocab_size: int) -> pa.Schema:
-    token = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    token = pa.from_numpy_dtype(token_dtype(vocab_size))
     return pa.schema(
         [
             ("input_ids", pa.list_(token, context_length)),
@@ -70,33 +75,31 @@ class TokenRows:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        try:
-            self.index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{folder / 'index.json'}: {error}; run `dvc repro pack`") from None
-        if self.index["version"] != INDEX_VERSION:
-            raise BadInput(f"{folder}: version {self.index['version']} of the row format; run `dvc repro pack`")
+        self.index: dict[str, Any] = _read_index(folder / "index.json")
         self.context_length: int = self.index["context_length"]
         self.vocab_size: int = self.index["vocab_size"]
-        tables = [self._open(shard) for shard in self.index["shards"]]
-        self.n_rows = sum(table.num_rows for table in tables)
-        self._shards = [_Shard(table, self.context_length) for table in tables]
-        self._first_rows = np.cumsum([0, *(table.num_rows for table in tables)])
+        self._parts = [part for shard in self.index["shards"] for part in self._open(shard)]
+        self._first_rows = np.cumsum([0, *(len(part.input_ids) for part in self._parts)])
+        self.n_rows = int(self._first_rows[-1])
 
-    def _open(self, shard: dict[str, Any]) -> pa.Table:
+    def _open(self, shard: dict[str, Any]) -> list[_Part]:
         path = self.folder / shard["file"]
+        mend = "remove it and run `dvc checkout`, or `dvc repro --force --single-item pack`"
         try:
             if path.stat().st_size != shard["bytes"]:
                 raise BadInput(
-                    f"{path}: {path.stat().st_size} bytes, not {shard['bytes']}: the shard is not whole; "
-                    "remove it and run `dvc checkout`, or `dvc repro --force --single-item pack`"
+                    f"{path}: {path.stat().st_size} bytes, not {shard['bytes']}: the shard is not whole; {mend}"
                 )
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise BadInput(f"{path}: {error}; run `dvc checkout` or `dvc repro pack`") from None
-        if table.num_rows != shard["rows"]:
-            raise BadInput(f"{path}: {table.num_rows} rows, not {shard['rows']}; run `dvc repro pack`")
-        return table
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror or error}; {mend}") from None
+        except pa.ArrowInvalid as error:
+            raise BadInput(f"{path}: not an Arrow file ({error}); {mend}") from None
+        n_rows = sum(batch.num_rows for batch in batches)
+        if n_rows != shard["rows"] or reader.schema != row_schema(self.context_length, self.vocab_size):
+            raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
+        return [_Part(batch, self.context_length) for batch in batches]
 
     def batch(self, row_ids: np.ndarray) -> Batch:
         """The rows with these numbers, in this order."""
@@ -106,9 +109,9 @@ class TokenRows:
         segments = np.full(shape, NO_SEGMENT, np.int64)
         positions = np.zeros(shape, np.int64)
         for i, row_id in enumerate(row_ids):
-            shard, row = self._locate(int(row_id))
-            lengths, next_ids = shard.segments(row)
-            inputs[i] = shard.input_ids[row]
+            part, row = self._locate(int(row_id))
+            lengths, next_ids = part.segments(row)
+            inputs[i] = part.input_ids[row]
             filled, ends = lengths.sum(), np.cumsum(lengths)
             labels[i, : filled - 1] = inputs[i, 1:filled]
             labels[i, ends - 1] = next_ids
@@ -119,58 +122,61 @@ class TokenRows:
     def segment_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per segment in the order of rows: its row, its document, its length; int64 arrays."""
         rows, documents, lengths = [], [], []
-        for first, shard in zip(self._first_rows, self._shards, strict=False):
-            counts = np.diff(shard.boundaries)
+        for first, part in zip(self._first_rows, self._parts, strict=False):
+            counts = np.diff(part.boundaries)
             rows.append(first + np.repeat(np.arange(len(counts)), counts))
-            documents.append(shard.documents)
-            lengths.append(shard.lengths.astype(np.int64))
+            documents.append(part.documents)
+            lengths.append(part.lengths.astype(np.int64))
         return np.concatenate(rows), np.concatenate(documents), np.concatenate(lengths)
 
     def documents(self) -> Iterator[np.ndarray]:
         """Each document's labels t1 .. tn and end-of-text, whole, in the order of documents."""
-        places: dict[int, list[tuple[int, _Shard, int, int]]] = {}
-        for shard in self._shards:
-            for row in range(len(shard.input_ids)):
-                start = 0
-                for s in range(shard.boundaries[row], shard.boundaries[row + 1]):
-                    places.setdefault(int(shard.documents[s]), []).append((int(shard.offsets[s]), shard, row, start))
-                    start += int(shard.lengths[s])
-        for document in sorted(places):
-            yield np.concatenate([shard.labels(row, start) for _, shard, row, start in sorted(places[document], key=lambda p: p[0])])
+        rows, documents, lengths = self.segment_table()
+        offsets = np.concatenate([part.offsets for part in self._parts])
+        starts = np.cumsum(lengths) - lengths
+        starts -= starts[np.searchsorted(rows, rows)]  # counted from the start of the row
+        order = np.lexsort((offsets, documents))
+        for segments in np.split(order, np.flatnonzero(np.diff(documents[order])) + 1):
+            yield np.concatenate([self._labels(int(rows[s]), int(starts[s]), int(lengths[s])) for s in segments])
 
-    def _locate(self, row_id: int) -> tuple[_Shard, int]:
-        shard = int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
-        return self._shards[shard], row_id - int(self._first_rows[shard])
+    def _labels(self, row_id: int, start: int, length: int) -> np.ndarray:
+        """The labels of the segment of this row that fills slots start .. start + length."""
+        batch = self.batch(np.array([row_id]))
+        return batch.labels[0, start : start + length]
+
+    def _locate(self, row_id: int) -> tuple[_Part, int]:
+        part = int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
+        return self._parts[part], row_id - int(self._first_rows[part])
 
 
-class _Shard:
-    """Numpy views of one memory-mapped table."""
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; run `dvc repro pack`") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON ({error}); run `dvc repro pack`") from None
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != INDEX_VERSION:
+        raise BadInput(f"{path}: version {version} of the row format, not {INDEX_VERSION}; run `dvc repro pack`")
+    return index
 
-    def __init__(self, table: pa.Table, context_length: int):
-        table = table.combine_chunks()
 
+class _Part:
+    """Numpy views of one memory-mapped record batch."""
+
+    def __init__(self, batch: pa.RecordBatch, context_length: int):
         def flat(name: str) -> np.ndarray:
-            column = table.column(name)
-            if not column.num_chunks:
-                return np.empty(0, np.int64)
-            return column.chunk(0).flatten().to_numpy(zero_copy_only=True)
+            return batch.column(name).flatten().to_numpy(zero_copy_only=True)
 
         self.input_ids = flat("input_ids").reshape(-1, context_length)
         self.lengths, self.next_ids = flat("lengths"), flat("next_ids")
         self.documents, self.offsets = flat("documents"), flat("offsets")
-        lists = table.column("lengths")
-        self.boundaries = lists.chunk(0).offsets.to_numpy() if lists.num_chunks else np.zeros(1, np.int64)
+        self.boundaries = batch.column("lengths").offsets.to_numpy()
 
     def segments(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = self.boundaries[row], self.boundaries[row + 1]
         return self.lengths[first:last].astype(np.int64), self.next_ids[first:last].astype(np.int64)
-
-    def labels(self, row: int, start: int) -> np.ndarray:
-        """The labels of the segment of this row that begins at slot `start`."""
-        lengths, next_ids = self.segments(row)
-        segment = int(np.searchsorted(np.cumsum(lengths) - lengths, start))
-        inside = self.input_ids[row, start + 1 : start + lengths[segment]].astype(np.int64)
-        return np.append(inside, next_ids[segment])
 
 
 def data_order(n_rows: int, seed: int, start: int, count: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -66,7 +67,8 @@ def batches(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> I
 
 
 def _start_worker() -> None:
-    """A worker leaves signals to its parent and does not outlive it, not even after kill -9."""
+    """A worker leaves signals to its parent, does not outlive it, not even after kill -9, and is one thread."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.dedup.shingles import Shingles
+from stages.shingles import Shingles
 
 SEED = 1
 BLOCK = 2048  # shingles at a time, so that k x BLOCK numbers stay in the cache

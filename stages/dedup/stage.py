@@ -29,10 +29,10 @@ from stages.dedup.minhash import MinHasher, Signatures
 from stages.dedup.pairs import Finder
 from stages.dedup.params import DedupParams
 from stages.dedup.report import write_report
-from stages.dedup.shingles import Shingles, exact_hash, jaccard, shingles_of, words_of
 from stages.documents import read_table
 from stages.entry import Job, write_json
 from stages.progress import progress, say
+from stages.shingles import Shingles, exact_hash, jaccard, shingles_of, words_of
 from stages.workers import batches, ordered_map
 
 BATCH_CHARACTERS = 1 << 20

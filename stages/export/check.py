@@ -20,6 +20,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,7 @@ def compare_greedy(
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the stage, which ends this process
     die_with_parent()
     importlib.import_module("transformers.models.auto.modeling_auto")  # while the other side is still writing
     request = sys.stdin.readline()

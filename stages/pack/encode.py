@@ -2,27 +2,29 @@
 
 A document of tokens t1 .. tn takes n + 1 places: end-of-text, which is its first input, and t1 .. tn.
 The file is memory-mapped for packing, so memory does not grow with the corpus. Special strings in the
-text are ordinary text.
+text are ordinary text. Worker processes encode batches; the order of documents is that of the shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.documents import kept_shards
+from stages.encoding import Encoder
 from stages.progress import progress
 from stages.splits import SPLITS
-from stages.vocabulary import END_OF_TEXT
+from stages.vocabulary import END_OF_TEXT, load_tokenizer
+from stages.workers import batches, ordered_map
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 1 << 20
 
 
 @dataclasses.dataclass
@@ -41,29 +43,67 @@ class EncodedSplit:
         return np.memmap(self.path, self.dtype, mode="r")
 
 
-def encode_splits(root: Path, folder: Path, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:
+class TokenizerFile(NamedTuple):
+    """Names a tokenizer for the workers, by content too; `dtype` holds its ids."""
+
+    path: Path
+    sha256: str
+    dtype: np.dtype
+
+
+class Document(NamedTuple):
+    split: str
+    text: str
+
+
+class Encoded(NamedTuple):
+    split: str
+    inputs: np.ndarray
+    text_sha256: bytes
+
+
+def encode_splits(root: Path, folder: Path, tokenizer: TokenizerFile, n_workers: int) -> dict[str, EncodedSplit]:
     """Encodes all kept documents into `folder`, in the order of the clean shards."""
-    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
-    start = np.array([tokenizer.token_to_id(END_OF_TEXT)], dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, IO[bytes]] = {split: (folder / f"{split}.tokens").open("wb") for split in SPLITS}
+    encode = functools.partial(encode_batch, tokenizer=tokenizer)
+    groups = batches(documents(root), lambda document: len(document.text), BATCH_CHARACTERS)
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     hashes = {split: hashlib.sha256() for split in SPLITS}
-    with progress("pack: encoded", None, "documents") as bar:
-        for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", ["text", "split"]):
-            for batch in table.to_batches(max_chunksize=BATCH_DOCUMENTS):
-                texts, splits = batch.column("text").to_pylist(), batch.column("split").to_pylist()
-                for text, split, encoding in zip(texts, splits, tokenizer.encode_batch_fast(texts), strict=True):
-                    ids = np.concatenate([start, np.asarray(encoding.ids, dtype)])
-                    files[split].write(ids.tobytes())
-                    lengths[split].append(len(ids))
-                    hashes[split].update(hashlib.sha256(text.encode()).digest())
-                bar.update(len(texts))
-    for file in files.values():
-        file.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack, progress("pack: encoded", None, "documents") as bar:
+        files = {split: stack.enter_context((folder / f"{split}.tokens").open("wb")) for split in SPLITS}
+        for batch in ordered_map(encode, groups, n_workers):
+            for split, inputs, text_sha256 in batch:
+                files[split].write(inputs.data)
+                lengths[split].append(len(inputs))
+                hashes[split].update(text_sha256)
+            bar.update(len(batch))
     return {
         split: EncodedSplit(
-            folder / f"{split}.tokens", dtype, np.asarray(lengths[split], np.int64), hashes[split].hexdigest()
+            folder / f"{split}.tokens", tokenizer.dtype, np.asarray(lengths[split], np.int64), hashes[split].hexdigest()
         )
         for split in SPLITS
     }
+
+
+def documents(root: Path) -> Iterator[Document]:
+    """The kept documents, in the order of the clean shards."""
+    for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", ["text", "split"]):
+        for split, text in zip(table["split"].to_pylist(), table["text"].to_pylist(), strict=True):
+            yield Document(split, text)
+
+
+def encode_batch(batch: list[Document], tokenizer: TokenizerFile) -> list[Encoded]:
+    """End-of-text and the tokens of each document, and the sha256 of its text."""
+    encoder = _encoder(tokenizer)
+    start = encoder.tokenizer.token_to_id(END_OF_TEXT)
+    ids = encoder([document.text for document in batch])
+    return [
+        Encoded(split, np.concatenate([[start], own]).astype(tokenizer.dtype), hashlib.sha256(text.encode()).digest())
+        for (split, text), own in zip(batch, ids, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: TokenizerFile) -> Encoder:
+    """One for all batches of a process: its table grows as it encodes."""
+    return Encoder(load_tokenizer(tokenizer.path))

@@ -14,7 +14,7 @@ from stages.pack.plan import Plan
 from stages.progress import progress
 from stages.tokens import INDEX_VERSION, row_schema
 
-ROWS_PER_BATCH = 4096
+SLOTS_PER_BATCH = 1 << 20
 
 
 def write_rows(
@@ -33,6 +33,7 @@ def write_rows(
     folder.mkdir(parents=True)
     schema = row_schema(context_length, vocab_size)
     rows_per_shard = max(1, shard_tokens // context_length)
+    rows_per_batch = max(1, SLOTS_PER_BATCH // context_length)
     boundaries = np.searchsorted(plan.rows, np.arange(plan.n_rows + 1))
     source = _Source(encoded, plan, end_of_text, padding)
     shards = []
@@ -41,8 +42,8 @@ def write_rows(
             last = min(first + rows_per_shard, plan.n_rows)
             path = folder / f"{number:05d}.arrow"
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for start in range(first, last, ROWS_PER_BATCH):
-                    stop = min(start + ROWS_PER_BATCH, last)
+                for start in range(first, last, rows_per_batch):
+                    stop = min(start + rows_per_batch, last)
                     writer.write_batch(source.batch(start, stop, boundaries, schema, context_length))
                     bar.update(stop - start)
             shards.append(

@@ -6,20 +6,23 @@ at most three, runs of spaces and line ends stay together. Example: "don't panic
 `don`, `'t`, ` panic`, `:`, ` `, `123`, `45`.
 
 The trainer counts words and breaks ties by id, so equal text gives equal merges in any order and on
-any number of cores. Training and encoding are Hugging Face tokenizers' work.
+any number of cores. Training and encoding are Hugging Face tokenizers' work; stages/encoding.py has
+the split pattern.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.documents import kept_shards
+from stages.encoding import Encoder, pre_tokenizer
 from stages.entry import Job, write_json
 from stages.errors import BadInput
 from stages.progress import progress
@@ -29,26 +32,15 @@ from stages.vocabulary import SPECIAL_TOKENS
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Contractions; words with one leading non-letter; digits; punctuation with line ends; white space.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,MAX_DIGITS}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 SAMPLE_CHARACTERS = 4_000_000
 
 
 def run(job: Job, tokenizer: TokenizerParams) -> None:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     special = [*SPECIAL_TOKENS, *tokenizer.extra_special_tokens]
     bpe = Tokenizer(models.BPE())
-    pattern = SPLIT_PATTERN.replace("MAX_DIGITS", str(tokenizer.max_digits))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    bpe.pre_tokenizer = pre_tokenizer(tokenizer.max_digits)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=tokenizer.vocab_size,
@@ -57,45 +49,44 @@ def run(job: Job, tokenizer: TokenizerParams) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with progress("tokenizer: text read", None, "bytes", scale=True) as bar:
+    with progress("tokenizer: text read", None, "characters", scale=True) as bar:
 
         def texts() -> Iterator[str]:
-            for text in training_texts(job.root):
-                bar.update(len(text))
-                yield text
+            for shard in training_texts(job.root):
+                for text in shard.to_pylist():
+                    bar.update(len(text))
+                    yield text
 
         bpe.train_from_iterator(texts(), trainer)
-    path = job.staging / "tokenizer.json"
-    bpe.save(str(path), pretty=True)
+    bpe.save(str(job.staging / "tokenizer.json"), pretty=True)
     bpe.encode_special_tokens = True
-    write_json(job.staging / "metrics.json", measure(job.root, bpe))
+    write_json(job.staging / "metrics.json", measure(job.root, bpe, len(special)))
 
 
-def training_texts(root: Path) -> Iterator[str]:
-    """The kept documents of the training split.
+def training_texts(root: Path) -> Iterator[pa.ChunkedArray]:
+    """The kept documents of the training split, shard by shard.
 
     Raises:
         BadInput: there is none.
     """
     empty = True
     for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", ["text", "split"]):
-        for text, split in zip(table.column("text").to_pylist(), table.column("split").to_pylist(), strict=True):
-            if split == "train":
-                empty = False
-                yield text
+        texts = table.filter(pc.equal(table["split"], "train"))["text"]
+        empty = empty and not len(texts)
+        yield texts
     if empty:
         raise BadInput("data/dedup/keep.parquet keeps no training document; loosen clean or dedup in params.yaml")
 
 
-def measure(root: Path, bpe: Tokenizer) -> dict[str, float | int]:
+def measure(root: Path, bpe: Tokenizer, n_special: int) -> dict[str, float | int]:
     """Bytes per token and unused tokens, on a sample: every n-th training document, about 4 MB of text."""
-    total = sum(len(text) for text in training_texts(root))
+    total = sum(pc.sum(pc.utf8_length(texts)).as_py() or 0 for texts in training_texts(root))
     stride = max(1, total // SAMPLE_CHARACTERS)
-    sample = list(itertools.islice(training_texts(root), 0, None, stride))
+    texts = itertools.chain.from_iterable(training_texts(root))
+    sample = [text.as_py() for text in itertools.islice(texts, 0, None, stride)]
     used = np.zeros(bpe.get_vocab_size(), np.int64)
-    for encoding in bpe.encode_batch_fast(sample):
-        np.add.at(used, encoding.ids, 1)
-    n_special = len(json.loads(bpe.to_str())["added_tokens"])
+    for ids in Encoder(bpe)(sample):
+        used += np.bincount(ids, minlength=len(used))
     return {
         "vocab_size": len(used),
         "bytes_per_token": sum(len(text.encode()) for text in sample) / int(used.sum()),

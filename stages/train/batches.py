@@ -29,7 +29,9 @@ class Batches:
         BadInput: fewer rows in a step than ranks.
     """
 
-    def __init__(self, rows: TokenRows, seed: int, rows_per_step: int, rank: int, world: int, micro_batch: int, start: int):
+    def __init__(
+        self, rows: TokenRows, seed: int, rows_per_step: int, rank: int, world: int, micro_batch: int, start: int
+    ):
         if rows_per_step < world:
             raise BadInput(
                 f"train.batch_tokens gives {rows_per_step} rows a step, fewer than execution.n_processes {world}; "

@@ -97,8 +97,9 @@ class Log(Hook):
             self.write_line(run, f"step {state.step} SKIPPED: loss {result.loss} grad_norm {result.grad_norm}")
         validated = state.validation_loss is not None
         if state.step % run.execution.log_interval == 0 or validated:
+            smooth = state.loss_smooth or math.nan
             line = (
-                f"step {state.step} tokens {state.tokens} loss {result.loss:.4f} smooth {state.loss_smooth or math.nan:.4f} "
+                f"step {state.step} tokens {state.tokens} loss {result.loss:.4f} smooth {smooth:.4f} "
                 f"lr {result.lr_multiplier * run.params.lr:.2e} grad_norm {result.grad_norm:.3f} tokens/s {rate:.0f}"
             )
             if validated:

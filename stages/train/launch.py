@@ -47,4 +47,3 @@ def launch(job: Job, folder: Path) -> None:
         raise Stopped(signal.Signals(signals.received).name)
     if code:
         raise Failed(f"training ended with exit code {code}; the reason stands above")
-

@@ -88,7 +88,7 @@ class Optimizers:
         self.kinds["adamw"] = torch.optim.AdamW(
             adamw_groups, lr=params.lr, betas=(params.beta1, params.beta2), eps=params.adam_eps, fused=True
         )
-        self.name_of = {parameter: name for name, parameter in named.items()}
+        self.name_of: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
         self.parameter_of = named
         owned = [p for kind in self.kinds.values() for group in kind.param_groups for p in group["params"]]
         assert len(owned) == len(set(owned)) == len(named), "each parameter belongs to exactly one optimizer"

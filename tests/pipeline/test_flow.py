@@ -58,7 +58,7 @@ def test_stages_run_once_then_are_unchanged_and_come_back_from_the_cache(
     assert states() == {**names(*ALL, of="Unchanged"), "flow": "Completed 0"}
 
     params = (repository / "params.yaml").read_text()
-    (repository / "params.yaml").write_text(params.replace("size: 1", "size: 2"))
+    (repository / "params.yaml").write_text(params.replace("amount: 1", "amount: 2"))
     changed = {**names("code", "left", "join", "last", of="Completed"), "right": "Unchanged", "flow": "Completed 0"}
     assert states() == changed
     (repository / "params.yaml").write_text(params)

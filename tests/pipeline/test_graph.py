@@ -22,7 +22,8 @@ def test_edges_follow_from_paths(repository: Path) -> None:
         "join": {"left", "right"},  # out/left holds out/left/text
         "last": {"join"},
     }
-    assert list(graph.stages)[0] == "code" and list(graph.stages)[-2:] == ["join", "last"]
+    order = list(graph.stages)
+    assert order[0] == "code" and order[-2:] == ["join", "last"]
 
 
 def test_a_stage_has_its_files_and_params(repository: Path) -> None:

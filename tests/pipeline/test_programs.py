@@ -83,7 +83,8 @@ def test_kill_9_of_us_ends_the_program(tmp_path: Path) -> None:
         import os, pathlib, sys
         from pipeline.programs import Programs
         code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-        Programs().run([sys.executable, "-c", code], pathlib.Path({str(tmp_path)!r}), os.environ, lambda line: print(line, flush=True))
+        folder, command = pathlib.Path({str(tmp_path)!r}), [sys.executable, "-c", code]
+        Programs().run(command, folder, os.environ, lambda line: print(line, flush=True))
     """
     process = subprocess.Popen(python(ours), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

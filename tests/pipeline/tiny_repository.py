@@ -45,7 +45,7 @@ PARAMS = """\
 download:
   inputs: inputs  # a folder
 left:
-  size: 1  # how often
+  amount: 1  # how often
 """
 
 # `behaviour/NAME` tells a stage to fail with a code, or to meet another one: "meet right".
@@ -71,7 +71,8 @@ if command == "wait":
     time.sleep(600)
 texts = []
 for given in map(Path, sys.argv[2:]):
-    texts += [path.read_text() for path in sorted(given.rglob("*")) if path.is_file()] if given.is_dir() else [given.read_text()]
+    paths = sorted(given.rglob("*")) if given.is_dir() else [given]
+    texts += [path.read_text() for path in paths if path.is_file()]
 out = Path("out", name)
 if name == "left":
     out.mkdir(parents=True, exist_ok=True)

@@ -367,6 +367,13 @@ def test_params_yaml_holds_every_key_with_its_default() -> None:
     assert content == {name: plain(schema()) for name, schema in SECTIONS.items()}
 
 
+def test_no_key_has_a_name_that_the_run_cache_of_dvc_passes_over() -> None:
+    # DVC leaves `size` and `nfiles` out of the key of its run cache, in params as well as in outputs: a stage
+    # with another `size` would be restored as the old one (dvc/stage/cache.py, `_get_cache_hash`).
+    for section, schema in SECTIONS.items():
+        assert not {"size", "nfiles"} & plain(schema()).keys(), section
+
+
 def test_every_key_is_read_by_a_stage_that_declares_its_section() -> None:
     project = Project(ROOT)
     declared = {stage: {*signature(stage), "execution"} for stage in stage_names(project)}

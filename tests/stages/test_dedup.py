@@ -19,9 +19,9 @@ from stages.dedup.minhash import MinHasher, estimates
 from stages.dedup.pairs import ALL_PAIRS_UP_TO, Finder, Match
 from stages.dedup.params import DedupParams
 from stages.dedup.report import marked_differences
-from stages.dedup.shingles import exact_hash, jaccard, shingles_of, words_of
 from stages.entry import Job
 from stages.execution import Execution
+from stages.shingles import exact_hash, jaccard, shingles_of, words_of
 
 DEFAULT = DedupParams()
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]

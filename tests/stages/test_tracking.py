@@ -180,5 +180,7 @@ def test_an_experiment_is_known_by_its_environment_or_by_its_folder(
     assert in_experiment(tmp_path)
 
 
-def test_nothing_is_sent_home() -> None:
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+def test_nothing_is_sent_home(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    with open_run(job, "quiet", {}):
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

@@ -168,7 +168,9 @@ def test_other_params_start_afresh(packed):
 def test_accumulation_changes_rounding_alone(packed, tmp_path_factory, micro_batch):
     whole = losses(run_in(packed))
     scratch = str(tmp_path_factory.mktemp("scratch"))
-    parts = losses(run_in(packed, execution=EXECUTION.model_copy(update={"micro_batch": micro_batch, "scratch": scratch})))
+    parts = losses(
+        run_in(packed, execution=EXECUTION.model_copy(update={"micro_batch": micro_batch, "scratch": scratch}))
+    )
     np.testing.assert_allclose(parts, whole, atol=1e-4)
 
 
@@ -187,7 +189,7 @@ def test_more_ranks_than_rows_are_refused(packed):
     from stages.train.batches import Batches
 
     rows = TokenRows(packed / "data/pack/train")
-    with pytest.raises(BadInput, match="train.batch_tokens"):
+    with pytest.raises(BadInput, match=r"train\.batch_tokens"):
         Batches(rows, seed=0, rows_per_step=2, rank=0, world=3, micro_batch=1, start=0)
 
 
@@ -221,7 +223,7 @@ def test_muon_orthogonalises_and_scales_by_shape():
     torch.manual_seed(0)
     for shape in ((32, 32), (64, 16), (16, 64)):
         singular = torch.linalg.svdvals(orthogonalise(torch.randn(3, *shape)))
-        assert 0.3 < singular.min() and singular.max() < 1.3, shape
+        assert singular.min() > 0.3 and singular.max() < 1.3, shape
     tall = torch.nn.Parameter(torch.zeros(64, 16))
     tall.grad = torch.randn(64, 16)
     Muon([tall], lr=1.0, momentum=0.9, weight_decay=0.0).step()
@@ -248,7 +250,10 @@ def test_every_parameter_has_one_optimizer_and_decay_is_for_matrices(kind):
     optimizers = Optimizers(model, TRAIN.model_copy(update={"optimizer": kind}))
     for name, parameter in model.named_parameters():
         groups = [
-            group for o in optimizers.kinds.values() for group in o.param_groups if any(p is parameter for p in group["params"])
+            group
+            for o in optimizers.kinds.values()
+            for group in o.param_groups
+            if any(p is parameter for p in group["params"])
         ]
         assert len(groups) == 1, name
         assert (groups[0]["weight_decay"] > 0) == (parameter.ndim == 2 and name.startswith("blocks.")), name

@@ -47,14 +47,19 @@ def exact_hash(words: list[str]) -> bytes:
     return xxhash.xxh3_128_digest(" ".join(words).encode())
 
 
-def shingles_of(words: list[str], ngram: int) -> Shingles:
-    """The set of shingles of a document with at least one word."""
+def shingle_hashes(words: list[str], ngram: int) -> npt.NDArray[np.uint64]:
+    """The hash of every shingle in the order of the words, repeats included, for at least one word."""
     hashes = np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
     width = min(ngram, len(words))
     combined = np.zeros(len(words) - width + 1, np.uint64)
     for start in range(width):
         combined = combined * MULTIPLIER + hashes[start : start + len(combined)]
-    return Shingles(np.unique(_mixed(combined)))
+    return _mixed(combined)
+
+
+def shingles_of(words: list[str], ngram: int) -> Shingles:
+    """The set of shingles of a document with at least one word."""
+    return Shingles(np.unique(shingle_hashes(words, ngram)))
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -1,0 +1,137 @@
+"""pipeline.smoke and pipeline.experiment: runs beside the workspace, which they leave as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.experiment import name_of, parse, worktree
+from pipeline.reproduce import reproduce
+from pipeline.smoke import LARGE_BYTES, override_params, smoke_copy
+from stages.entry import content_hash
+from stages.errors import BadInput
+from tests.pipeline.tiny_repository import command, dvc
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def edited(repository: Path) -> Path:
+    """The tiny repository with one file edited, one new, one removed, one ignored, and one large and new."""
+    (repository / "recipes").mkdir()
+    (repository / "recipes" / "smoke.yaml").write_text("left:\n  amount: 7\n")
+    (repository / "source.txt").write_text("edited")
+    (repository / "inputs" / "new.txt").write_text("new")
+    (repository / "inputs" / "a.txt").unlink()
+    (repository / "large.bin").write_text("ignored")
+    with (repository / "corpus.txt").open("wb") as file:
+        file.truncate(LARGE_BYTES + 1)
+    return repository
+
+
+def files_of(folder: Path) -> set[str]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in found if path.parts[0] not in (".git", ".dvc", "recipes")} - {".git"}
+
+
+AS_NOW = {
+    ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml", "stage.py", "source.txt", "inputs/new.txt", "out/.gitignore"
+}  # fmt: skip
+
+
+def test_the_smoke_copy_holds_the_present_files_with_tiny_params(edited: Path) -> None:
+    before = {path: content_hash(edited / path) for path in files_of(edited)}
+    with smoke_copy(edited) as folder:
+        assert files_of(folder) == AS_NOW
+        assert (folder / "source.txt").read_text() == "edited"
+        text = (folder / "params.yaml").read_text()
+        assert "amount: 7  # how often" in text and text.startswith("# every knob")
+        assert reproduce("code", folder, print).outcome == "Completed"
+        assert (folder / "out" / "code").read_text() == "code(edited)"
+        assert (folder / ".dvc" / "cache" / "files").is_dir()
+    assert not folder.exists()
+    assert {path: content_hash(edited / path) for path in files_of(edited)} == before
+    assert not (edited / ".dvc" / "cache").exists()
+
+
+def test_a_failed_smoke_copy_stays_and_the_next_replaces_it(edited: Path) -> None:
+    with pytest.raises(RuntimeError), smoke_copy(edited) as folder:
+        (folder / "trace").touch()
+        raise RuntimeError
+    assert (folder / "trace").exists()
+    with smoke_copy(edited) as folder:
+        assert not (folder / "trace").exists()
+        with pytest.raises(BadInput, match="another smoke run works in"), smoke_copy(edited):
+            pass
+
+
+def test_a_smoke_run_reports_to_no_server_of_the_user(edited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
+    with smoke_copy(edited):
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://tracking.example.org"
+
+
+def test_the_recipe_in_git_fits_params_yaml(tmp_path: Path) -> None:
+    from pipeline.params_view import resolved
+
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    recipe = YAML(typ="safe").load((ROOT / "recipes" / "smoke.yaml").read_text())
+    override_params(path, recipe)
+    values = {value.name: value.value for value in resolved(tmp_path)}
+    flat = {f"{section}.{key}": value for section, keys in recipe.items() for key, value in keys.items()}
+    assert flat.items() <= {name: value for name, value in values.items() if name in flat}.items()
+
+
+def test_settings_are_yaml() -> None:
+    found = parse(["train.lr=1e-3", "train.steps=20", "model.post_norm=true", "split.salt=a=b", "evaluate.texts=[a]"])
+    assert found == {
+        "train": {"lr": 0.001, "steps": 20},
+        "model": {"post_norm": True},
+        "split": {"salt": "a=b"},
+        "evaluate": {"texts": ["a"]},
+    }
+    for wrong in ("train.lr", "lr=1", "=1", "train.=1", "a.b.c=1", "train.lr={"):
+        with pytest.raises(BadInput, match=r"^-S "):
+            parse([wrong])
+
+
+def test_the_name_of_an_experiment_follows_from_commit_and_settings() -> None:
+    overrides = parse(["train.max_steps=20", "model.post_norm=true"])
+    assert name_of("abc", overrides).startswith("post-norm-")
+    assert name_of("abc", overrides) == name_of("abc", parse(["train.max_steps=20", "model.post_norm=true"]))
+    assert name_of("abc", overrides) != name_of("abd", overrides)
+    assert name_of("abc", overrides) != name_of("abc", parse(["train.max_steps=21", "model.post_norm=true"]))
+
+
+def test_an_experiment_runs_beside_and_is_kept(edited: Path) -> None:
+    dvc(edited, "repro", "--quiet", "right")
+    command(edited, "git", "add", "dvc.lock")
+    command(edited, "git", "commit", "--quiet", "--message", "ran")
+    before = {path: content_hash(edited / path) for path in files_of(edited)}
+    said: list[str] = []
+    with worktree(edited, ["left.amount=3"]) as experiment:
+        assert files_of(experiment.folder) == AS_NOW | {"dvc.lock", "out/code", "out/right", "out/right.csv"}
+        for stage, outcome in {"code": "Completed", "right": "Unchanged", "left": "Completed"}.items():
+            assert reproduce(stage, experiment.folder, said.append, experiment.variables).outcome == outcome
+        dvc(experiment.folder, "repro", "--quiet")
+        experiment.save(["code", "left", "right", "join", "last"])
+    assert f"left at work in {experiment.name}" in said
+    assert not experiment.folder.exists()
+    assert command(edited, "git", "worktree", "list").count("\n") == 1
+    assert {path: content_hash(edited / path) for path in files_of(edited)} == before
+    assert dvc(edited, "exp", "list", "--name-only").split() == [experiment.name]
+    command(edited, "git", "checkout", "--quiet", "--", "inputs", "source.txt")
+    dvc(edited, "exp", "apply", experiment.name)
+    assert "amount: 3  # how often" in (edited / "params.yaml").read_text()
+    assert "amount: 3" in (edited / "out" / "left" / "text").read_text()
+
+
+def test_an_experiment_needs_a_commit(tmp_path: Path) -> None:
+    command(tmp_path, "git", "init", "--quiet")
+    with pytest.raises(BadInput, match="in a git worktree: there is no commit yet"), worktree(tmp_path, ["a.b=1"]):
+        pass

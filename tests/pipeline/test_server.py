@@ -1,0 +1,71 @@
+"""pipeline.server: which Prefect API is used, and what happens when none answers."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.server import prefect_api, unreachable
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """A server that answers every request with 401."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A port that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/api"
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}/api"
+
+
+def test_any_answer_will_do(refusing: str) -> None:
+    assert unreachable(refusing) == ""
+
+
+def test_no_answer_has_a_reason_and_does_not_hang(silent: str, closed: str) -> None:
+    assert "timed out" in unreachable(silent, seconds=0.2)
+    assert "refused" in unreachable(closed)
+    assert unreachable("no address") != ""
+
+
+def test_the_configured_server_is_used(prefect_server: str) -> None:
+    with prefect_api() as url:
+        assert url == prefect_server
+
+
+def test_a_server_that_is_away_is_named_and_replaced(
+    prefect_server: str, closed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr("pipeline.server.temporary_server", lambda: nullcontext(prefect_server))  # it costs seconds
+    with temporary_settings({PREFECT_API_URL: closed}), prefect_api() as url:
+        assert url == PREFECT_API_URL.value() == prefect_server
+    said = capsys.readouterr().err
+    assert said.startswith(f"millrace: {closed} does not answer (") and said.count("\n") == 1

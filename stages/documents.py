@@ -59,11 +59,20 @@ def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.T
         BadInput: a shard that cannot be read, by name.
     """
     for path in shard_paths(folder):
-        try:
-            yield pq.read_table(path, columns=columns)
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).split("\n")[0]
-            raise BadInput(f"{path}: cannot be read as Parquet ({reason}); remove it and run `dvc repro`") from None
+        yield read_parquet(path, columns)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file.
+
+    Raises:
+        BadInput: it cannot be read, or lacks a column.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{path}: cannot be read as Parquet ({reason}); remove it and run `dvc repro`") from None
 
 
 def read_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
@@ -78,7 +87,7 @@ def kept_shards(clean: Path, keep: Path, columns: list[str]) -> Iterator[pa.Tabl
         clean: the folder data/clean/documents.
         keep: the file data/dedup/keep.parquet, whose column `id` lists what stays.
     """
-    kept_ids = pq.read_table(keep, columns=["id"]).column("id")
+    kept_ids = read_parquet(keep, ["id"]).column("id")
     for table in read_shards(clean, sorted({*columns, "id"})):
         mask = pc.is_in(table.column("id"), value_set=kept_ids.combine_chunks())
         yield table.filter(mask).select(columns)

@@ -16,10 +16,10 @@ SPECIAL_TOKENS = (END_OF_TEXT, PADDING, "<|im_start|>", "<|im_end|>")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A `tokenizer.json` that takes special strings in text for ordinary text.
+    """A `tokenizer.json` that takes special strings in text for ordinary text, and encodes all of a text.
 
     Raises:
-        BadInput: the file cannot be read, or has no end-of-text token.
+        BadInput: the file cannot be read, has no end-of-text token, or has gaps in its ids.
     """
     from tokenizers import Tokenizer
 
@@ -29,5 +29,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise BadInput(f"{path}: not a tokenizer.json ({error}); run `dvc repro tokenizer`") from None
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         raise BadInput(f"{path}: has no token {END_OF_TEXT}, which separates documents")
+    vocab_size, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise BadInput(f"{path}: id {largest} in a vocabulary of {vocab_size}; ids must be 0, 1, 2.. without gaps")
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 from stages.documents import kept_shards
 from stages.encoding import Encoder
 from stages.progress import progress
-from stages.splits import SPLITS
+from stages.splits import SPLITS, Split
 from stages.vocabulary import END_OF_TEXT, load_tokenizer
 from stages.workers import batches, ordered_map
 
@@ -52,12 +52,12 @@ class TokenizerFile(NamedTuple):
 
 
 class Document(NamedTuple):
-    split: str
+    split: Split
     text: str
 
 
 class Encoded(NamedTuple):
-    split: str
+    split: Split
     inputs: np.ndarray
     text_sha256: bytes
 
@@ -66,7 +66,7 @@ def encode_splits(root: Path, folder: Path, tokenizer: TokenizerFile, n_workers:
     """Encodes all kept documents into `folder`, in the order of the clean shards."""
     encode = functools.partial(encode_batch, tokenizer=tokenizer)
     groups = batches(documents(root), lambda document: len(document.text), BATCH_CHARACTERS)
-    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
     hashes = {split: hashlib.sha256() for split in SPLITS}
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack, progress("pack: encoded", None, "documents") as bar:

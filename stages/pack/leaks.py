@@ -126,7 +126,7 @@ def text_batches(root: Path, reserved: bool) -> Iterator[list[Text]]:
 
     def texts() -> Iterator[Text]:
         for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", columns):
-            wanted = table.filter(pc.not_equal(table["split"], "train") if reserved else pc.equal(table["split"], "train"))
+            wanted = table.filter(pc.equal(pc.equal(table["split"], "train"), not reserved))
             yield from map(Text, wanted["id"].to_pylist(), wanted["text"].to_pylist())
 
     return batches(texts(), lambda text: len(text.text), BATCH_CHARACTERS)

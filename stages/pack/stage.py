@@ -27,7 +27,9 @@ from stages.vocabulary import END_OF_TEXT, PADDING, load_tokenizer
 def run(job: Job, pack: PackParams) -> None:
     path = job.root / "data/tokenizer/tokenizer.json"
     tokenizer = load_tokenizer(path)
-    vocab_size, n_workers = tokenizer.get_vocab_size(), job.execution.n_workers()
+    vocab_size, end_of_text = tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None, "load_tokenizer has looked"
+    n_workers = job.execution.n_workers()
     file = TokenizerFile(path, file_sha256(path), token_dtype(vocab_size))
     work = job.staging / "work"
     encoded = encode_splits(job.root, work, file, n_workers)
@@ -47,7 +49,7 @@ def run(job: Job, pack: PackParams) -> None:
             context_length=pack.context_length,
             vocab_size=vocab_size,
             shard_tokens=pack.shard_tokens,
-            end_of_text=tokenizer.token_to_id(END_OF_TEXT),
+            end_of_text=end_of_text,
             padding=tokenizer.token_to_id(PADDING) or 0,
             tokenizer_sha256=file.sha256,
         )
@@ -69,8 +71,8 @@ def warn_of(leaks: list[Leak]) -> None:
     if leaks:
         first = ", ".join(f"{leak.training_id} ~ {leak.reserved_id} ({leak.jaccard:.2f})" for leak in leaks[:3])
         say(
-            f"pack: warning: {len(leaks)} training documents nearly repeat a reserved one (Jaccard {THRESHOLD} or more): "
-            f"{first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
+            f"pack: warning: {len(leaks)} training documents nearly repeat a reserved one (Jaccard {THRESHOLD} or "
+            f"more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
         )
 
 

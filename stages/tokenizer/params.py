@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, model_validator
 
 from stages.params import Section
 from stages.vocabulary import SPECIAL_TOKENS
 
 N_BYTES = 256
+# The split pattern cuts between a letter or digit and a bracket, so no merge of text makes such a string.
+BRACKETED = re.compile(r"[<\[].*[A-Za-z0-9].*[>\]]", re.DOTALL)
 
 
 class TokenizerParams(Section):
     vocab_size: int = Field(default=4096, le=1 << 20)
-    min_frequency: int = Field(default=2, ge=1)
-    max_digits: int = Field(default=3, ge=1)
+    min_frequency: int = Field(default=2, ge=1, le=1 << 31)
+    max_digits: int = Field(default=3, ge=1, le=100)
     extra_special_tokens: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _holds_every_byte(self) -> TokenizerParams:
         if len(set(self.extra_special_tokens)) != len(self.extra_special_tokens):
             raise ValueError("extra_special_tokens names a token twice")
+        for token in self.extra_special_tokens:
+            if not BRACKETED.fullmatch(token):
+                raise ValueError(
+                    f"extra_special_tokens: {token!r} could also be learned from text, which could then write it; "
+                    "put letters or digits in angle or square brackets, such as <|tool|> or [MASK]"
+                )
         taken = sorted(set(self.extra_special_tokens) & set(SPECIAL_TOKENS))
-        if taken or "" in self.extra_special_tokens:
-            raise ValueError(f"extra_special_tokens must not be empty or repeat {', '.join(taken or SPECIAL_TOKENS)}")
+        if taken:
+            raise ValueError(f"extra_special_tokens repeats {', '.join(taken)}, which every tokenizer has")
         least = N_BYTES + len(SPECIAL_TOKENS) + len(self.extra_special_tokens)
         if self.vocab_size < least:
             raise ValueError(f"vocab_size {self.vocab_size} is below {least}: every byte and special token has an id")

@@ -35,7 +35,7 @@ def cli() -> None:
     \b
     A first day:
       millrace doctor                        is this machine ready?
-      millrace run --smoke                   every stage in a minute, in a copy
+      millrace run --smoke                   every stage in a minute or two, in a copy
       millrace run                           the whole pipeline, or what changed of it
       dvc metrics show                       what came out
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
@@ -149,7 +149,6 @@ def check(root: Path, targets: tuple[str, ...], only: bool) -> None:
 
 def run_flow(targets: list[str], only: bool, folder: Path, variables: dict[str, str] | None = None) -> int:
     """Runs the flow and prints how it ended; the exit code."""
-    environment.prepare()
     from pipeline import flow
     from pipeline.server import NoServer
 

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.links import cache_folder, dvc
-from pipeline.smoke import copy_working_tree, override_params
+from pipeline.smoke import alone_in, copy_working_tree, override_params
 from stages.errors import BadInput
 
 
@@ -53,26 +53,19 @@ def worktree(root: Path, settings: Sequence[str]) -> Iterator[Experiment]:
     """A worktree with the present files and with `settings` such as "train.max_steps=20" in params.yaml.
 
     Raises:
-        BadInput: a setting that does not fit, or no commit to stand on.
+        BadInput: a setting that cannot be read, no commit to stand on, or the same command at work.
     """
     overrides = parse(settings)
     commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", problem="there is no commit yet")
     name = name_of(commit, overrides)
     folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
-    _remove(root, folder)  # what a killed run has left
-    _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
-    try:
-        copy_working_tree(root, folder)
-        _git(folder, "reset", "--quiet", problem="the worktree cannot be read")
-        override_params(folder / "params.yaml", overrides)
-        local = root / ".dvc" / "config.local"
-        if local.exists():
-            shutil.copy2(local, folder / ".dvc" / "config.local")
-        dvc(folder, "cache", "dir", "--local", str(cache_folder(root).resolve())).check_returncode()
-        dvc(folder, "checkout", "--quiet", "--allow-missing")  # what cannot be had is made again
-        yield Experiment(name, folder, {"DVC_ROOT": str(root), "DVC_EXP_NAME": name})
-    finally:
-        _remove(root, folder)
+    with alone_in(folder):
+        _remove(root, folder)  # what a killed run has left
+        try:
+            _fill(root, folder, overrides)
+            yield Experiment(name, folder, {"DVC_ROOT": str(root), "DVC_EXP_NAME": name})
+        finally:
+            _remove(root, folder)
 
 
 def parse(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -96,6 +89,19 @@ def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
     digest = hashlib.sha256("\n".join([commit, *flat]).encode()).hexdigest()[:7]
     label = list(list(overrides.values())[-1])[-1].replace("_", "-")
     return f"{label}-{digest}"
+
+
+def _fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
+    """Makes the worktree: the files as they are now, the params, the cache of the main repository."""
+    _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
+    copy_working_tree(root, folder)
+    _git(folder, "reset", "--quiet", problem="the worktree cannot be read")
+    override_params(folder / "params.yaml", overrides)
+    local = root / ".dvc" / "config.local"
+    if local.exists():
+        shutil.copy2(local, folder / ".dvc" / "config.local")
+    dvc(folder, "cache", "dir", "--local", str(cache_folder(root).resolve())).check_returncode()
+    dvc(folder, "checkout", "--quiet", "--allow-missing")  # what cannot be had is made again
 
 
 def _remove(root: Path, folder: Path) -> None:

@@ -11,7 +11,6 @@ its own. So a flow with nothing to do asks DVC twice and not once a stage.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,8 @@ def run_stage(
     return Failed(name=result.outcome, message=messages[result.outcome], data=result)
 
 
-at_once: Any = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+# as many threads as stages: one that waits for another holds its thread
+at_once: Any = ThreadPoolTaskRunner()
 
 
 @flow(name="pretrain", task_runner=at_once, persist_result=False)
@@ -91,7 +91,7 @@ def pretrain(
     chosen = graph.select(targets or [], only)
     with programs.stop_on_signals():
         states = _run_all(graph, chosen, directory, variables or {})
-    return conclusion(chosen, states)
+        return conclusion(chosen, states)
 
 
 def _run_all(graph: Graph, chosen: list[str], directory: str, variables: dict[str, str]) -> dict[str, State]:

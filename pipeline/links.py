@@ -83,7 +83,7 @@ def configure(root: Path) -> str:
 
 def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `dvc` and returns what it said."""
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     return subprocess.run(
         command, cwd=root, env=environment.for_programs(), capture_output=True, text=True, check=False
     )

@@ -4,7 +4,7 @@ Three ways to end are covered. Ctrl-C or SIGTERM: the signal is passed on as SIG
 own process group, which is how DVC leaves the decision to its stage, and we wait until the stage has
 saved what it must; a second signal passes SIGTERM, a third SIGKILL. kill -9 of us: the program was
 started by way of this very file, which asks Linux for a SIGTERM at the death of its parent. The end
-of a terminal: the same.
+of a terminal: the same. And what a program leaves behind in its group when it ends is killed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import FrameType
 
 ESCALATION = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STOPPED = 130
+LEFT_BEHIND_SECONDS = 3
 
 
 class Programs:
@@ -61,11 +62,16 @@ class Programs:
                 start_new_session=True,
             )
             self._groups.add(program.pid)
+        reader = threading.Thread(target=_read, args=(program, on_line), daemon=True)
+        reader.start()
         try:
-            assert program.stdout is not None
-            for line in program.stdout:
-                on_line(line.rstrip("\n"))
-            return program.wait()
+            exit_code = program.wait()
+            reader.join(timeout=LEFT_BEHIND_SECONDS)
+            if reader.is_alive():  # a process that it has left behind still holds its output
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, signal.SIGKILL)
+                reader.join(timeout=LEFT_BEHIND_SECONDS)
+            return exit_code
         finally:
             with self._lock:
                 self._groups.discard(program.pid)
@@ -81,11 +87,13 @@ class Programs:
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:
-        """Within this block SIGINT and SIGTERM call `stop` and nothing else. Only in the main thread."""
+        """Within this block SIGINT and SIGTERM call `stop` and nothing else; after it programs run again.
+
+        In another than the main thread, where signals never arrive, it does nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.stopped_by, self._n_signals = None, 0
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop(number)
@@ -96,9 +104,16 @@ class Programs:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self.stopped_by, self._n_signals = None, 0
 
 
 programs = Programs()
+
+
+def _read(program: subprocess.Popen[str], on_line: Callable[[str], None]) -> None:
+    assert program.stdout is not None
+    for line in program.stdout:
+        on_line(line.rstrip("\n"))
 
 
 def bound(command: Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ def prefect_api() -> Iterator[str]:
     Raises:
         NoServer: the temporary server did not start.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL
 
     configured = PREFECT_API_URL.value()
     if configured and not (problem := unreachable(configured)):
@@ -51,10 +51,29 @@ def prefect_api() -> Iterator[str]:
     if configured:
         line = f"millrace: {configured} does not answer ({problem}); a temporary Prefect server is used"
         print(line, file=sys.stderr, flush=True)
-    # no address of a UI: the temporary server has none
-    with temporary_server() as url, temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: ""}):
+    with temporary_server() as url, _use(url):
         yield url
         _deliver()
+
+
+@contextlib.contextmanager
+def _use(url: str) -> Iterator[None]:
+    """Makes `url` the API of this process, for all its threads: Prefect's workers have their own."""
+    from prefect.context import refresh_global_settings_context
+
+    settings = {"PREFECT_API_URL": url, "PREFECT_UI_URL": ""}  # the temporary server has no pages to show
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        refresh_global_settings_context()
 
 
 def _deliver() -> None:
@@ -67,14 +86,14 @@ def _deliver() -> None:
 
 
 def unreachable(url: str, seconds: float = ANSWER_SECONDS) -> str:
-    """Why the API at `url` does not answer, or nothing: any answer will do, also a refusal."""
+    """Why no Prefect API answers at `url`, or nothing; to be asked for a password is an answer."""
     unverified = ssl.create_default_context()  # whether it is there, not whom it belongs to
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=seconds, context=unverified):
             return ""
-    except urllib.error.HTTPError:
-        return ""
+    except urllib.error.HTTPError as error:
+        return "" if error.code in (401, 403) else f"status {error.code}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Every stage in about a minute, with tiny params, in a copy of the working tree.
+"""Every stage in a minute or two, with tiny params, in a copy of the working tree.
 
 The copy lies in .dvc/tmp/millrace/smoke with a data folder, a DVC cache and an MLflow store of its own,
 so nothing of the workspace is read or written: not data/, not dvc.lock, not the run cache, no registry.
@@ -33,15 +33,10 @@ def smoke_copy(root: Path) -> Iterator[Path]:
     """The copy, ready to run. It is removed at the end, unless the block fails.
 
     Raises:
-        BadInput: another smoke run is at work here, or the recipe does not fit params.yaml.
+        BadInput: another smoke run is at work here, or there is no recipe.
     """
     folder = root / ".dvc" / "tmp" / "millrace" / "smoke"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "smoke.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"another smoke run works in {folder}; wait for its end") from None
+    with alone_in(folder):
         shutil.rmtree(folder, ignore_errors=True)
         copy_working_tree(root, folder)
         override_params(folder / "params.yaml", _recipe(folder))
@@ -53,6 +48,22 @@ def smoke_copy(root: Path) -> Iterator[Path]:
         finally:
             os.environ.update(before)
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock beside a folder.
+
+    Raises:
+        BadInput: somebody else holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"the same command is at work in {folder} already; wait for its end") from None
+        yield
 
 
 def copy_working_tree(root: Path, folder: Path) -> None:

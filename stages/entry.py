@@ -76,11 +76,16 @@ class Job:
         self.staging.mkdir(parents=True)
 
     def publish(self) -> None:
-        """Renames everything in staging into data/STAGE, synced, manifests last."""
+        """Renames everything in staging into data/STAGE, synced.
+
+        Old manifests go first and new ones come last: none ever stands beside files it does not describe.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.rglob("*")):
             if path.is_file():
                 sync(path)
+        for name in MANIFESTS_LAST:
+            (self.out / name).unlink(missing_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda p: (p.name in MANIFESTS_LAST, p.name)):
             target = self.out / path.name
             if target.is_dir():
@@ -102,8 +107,8 @@ class Job:
     def scratch(self) -> Iterator[Path]:
         """The scratch folder of this digest, locked against every other process that works in it.
 
-        Finished folders of other digests are removed: their files are published. Unfinished ones
-        stay, so that a param that is changed back goes on where it stopped.
+        Finished folders of other digests are removed, unless another process is publishing from them.
+        Unfinished ones stay, so that a param that is changed back goes on where it stopped.
         """
         base = Path(self.execution.scratch or scratch_root(self.root)) / self.stage
         base.mkdir(parents=True, exist_ok=True)
@@ -111,7 +116,7 @@ class Job:
         with _locked(base / f"{folder.name}.lock"):
             for marker in base.glob("*/finished"):
                 if marker.parent != folder:
-                    shutil.rmtree(marker.parent, ignore_errors=True)
+                    _remove_unless_in_use(marker.parent)
             folder.mkdir(exist_ok=True)
             yield folder
 
@@ -158,7 +163,8 @@ def main(run: Callable[..., None]) -> None:
         job = prepare_job(stage, run, Path.cwd())
         job.prepare()
         run(job, **job.sections)
-        job.publish()
+        with signals.wait():
+            job.publish()
     except BadInput as error:
         sys.exit(_complain(stage, str(error), 2))
     except Failed as error:
@@ -264,6 +270,15 @@ def _locked(path: Path) -> Iterator[None]:
             say(f"another process works on the same params, inputs and code; waiting for {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _remove_unless_in_use(folder: Path) -> None:
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _complain(stage: str, message: str, code: int) -> int:

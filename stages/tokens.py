@@ -92,12 +92,15 @@ class TokenRows:
                 )
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)  # numpy views would follow a wrong offset to anywhere
+            same_kind = reader.schema == row_schema(self.context_length, self.vocab_size)
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror or error}; {mend}") from None
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, ValueError) as error:
             raise BadInput(f"{path}: not an Arrow file ({error}); {mend}") from None
-        n_rows = sum(batch.num_rows for batch in batches)
-        if n_rows != shard["rows"] or reader.schema != row_schema(self.context_length, self.vocab_size):
+        nulls = any(column.null_count for batch in batches for column in batch.columns)
+        if not same_kind or nulls or sum(batch.num_rows for batch in batches) != shard["rows"]:
             raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
         return [_Part(batch, self.context_length) for batch in batches]
 

@@ -49,8 +49,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_help_is_light_and_shows_what_to_type() -> None:
     code = (
-        "import sys; from pipeline import cli; sys.argv = ['millrace', '--help']; cli.main(); heavy = {'torch', 'prefect', "
-        "'mlflow', 'dvc', 'numpy'} & sys.modules.keys(); print(sorted(heavy))"
+        "import sys; from pipeline import cli; sys.argv = ['millrace', '--help']; cli.main(); "
+        "print(sorted({'torch', 'prefect', 'mlflow', 'dvc', 'numpy'} & sys.modules.keys()))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
     assert said.endswith("[]\n")
@@ -62,23 +62,21 @@ def test_help_is_light_and_shows_what_to_type() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "trian"], "millrace: trian: no stage of dvc.yaml; did you mean train?\n"),
-        (["run", "--only"], "millrace: --only needs the name of a stage: millrace run train --only\n"),
-        (["run", "--smoke", "-S", "train.seed=1"], "millrace: --smoke has its own params (recipes/smoke.yaml); leave out -S\n"),
-        (["run", "-S", "train.seed"], "millrace: -S train.seed: must read section.key=value, such as -S train.max_steps=20\n"),
-        (["params", "trian"], "millrace: trian: no section of params.yaml; there are download, split,"),
+        (["run", "trian"], "trian: no stage of dvc.yaml; did you mean train?\n"),
+        (["run", "--only"], "--only needs the name of a stage: millrace run train --only\n"),
+        (["run", "--smoke", "-S", "train.seed=1"], "--smoke has its own params (recipes/smoke.yaml); leave out -S\n"),
+        (["run", "-S", "train.seed"], "-S train.seed: must read section.key=value, such as -S train.max_steps=20\n"),
+        (["params", "trian"], "trian: no section of params.yaml; there are download, split,"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     code, out, err = millrace(capsys, monkeypatch, *arguments)
-    assert (code, out) == (2, "") and err.startswith(message) and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.startswith(f"millrace: {message}") and err.count("\n") == 1
 
 
-def test_an_unknown_option_is_exit_code_2(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_option_is_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = millrace(capsys, monkeypatch, "run", "--onyl")
     assert code == 2 and "--only" in err
 

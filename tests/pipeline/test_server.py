@@ -13,19 +13,19 @@ from pipeline.server import prefect_api, unreachable
 
 
 @pytest.fixture
-def refusing() -> Iterator[str]:
-    """A server that answers every request with 401."""
+def answering() -> Iterator[str]:
+    """A server that answers /401/health with 401, and so on."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(401)
+            self.send_error(int(self.path.split("/")[1]))
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/api"
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
@@ -42,8 +42,9 @@ def closed() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}/api"
 
 
-def test_any_answer_will_do(refusing: str) -> None:
-    assert unreachable(refusing) == ""
+def test_a_server_that_asks_for_a_password_is_there_and_one_without_the_api_is_not(answering: str) -> None:
+    assert unreachable(f"{answering}/401") == unreachable(f"{answering}/403") == ""
+    assert unreachable(f"{answering}/404") == "status 404" and unreachable(f"{answering}/502/") == "status 502"
 
 
 def test_no_answer_has_a_reason_and_does_not_hang(silent: str, closed: str) -> None:
@@ -62,10 +63,15 @@ def test_a_server_that_is_away_is_named_and_replaced(
 ) -> None:
     from contextlib import nullcontext
 
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_API_URL
 
+    monkeypatch.setenv("PREFECT_API_URL", closed)
+    refresh_global_settings_context()
     monkeypatch.setattr("pipeline.server.temporary_server", lambda: nullcontext(prefect_server))  # it costs seconds
-    with temporary_settings({PREFECT_API_URL: closed}), prefect_api() as url:
+    with prefect_api() as url:
         assert url == PREFECT_API_URL.value() == prefect_server
+    monkeypatch.undo()
+    refresh_global_settings_context()
     said = capsys.readouterr().err
     assert said.startswith(f"millrace: {closed} does not answer (") and said.count("\n") == 1

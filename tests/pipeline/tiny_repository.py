@@ -93,7 +93,7 @@ def command(folder: Path, *arguments: str) -> str:
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    return command(folder, sys.executable, "-m", "dvc", *arguments)
+    return command(folder, sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
 
 
 def write_repository(root: Path) -> Path:

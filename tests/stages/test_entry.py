@@ -1,0 +1,294 @@
+"""entry: outputs are whole or absent, equal work has one scratch folder, and every end has its code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import entry
+from stages.entry import Job, prepare_job, write_json
+from stages.errors import BadInput
+from stages.execution import Execution
+from stages.params import Section
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class ToyParams(Section):
+    size: int = 1
+
+
+def toy(job: Job, toy: ToyParams) -> None:
+    """A stage of one section."""
+
+
+def workspace(root: Path, size: int = 1) -> Path:
+    """A repository with one stage, `toy`, that reads the section `toy` and the folder data/input."""
+    (root / "data/input").mkdir(parents=True, exist_ok=True)
+    (root / "data/input/part").write_text("content")
+    (root / "data/code").mkdir(exist_ok=True)
+    (root / "data/code/toy.json").write_text("{}")
+    (root / "params.yaml").write_text(f"toy: {{size: {size}}}\nexecution: {{threads: 1}}\n")
+    (root / "dvc.yaml").write_text(
+        "stages:\n  toy: {cmd: python toy.py, params: [toy], deps: [data/code/toy.json, data/input]}\n"
+    )
+    return root
+
+
+def job_of(root: Path, size: int = 1) -> Job:
+    return prepare_job("toy", toy, workspace(root, size))
+
+
+# Publishing
+
+
+def stage_files(job: Job, version: str) -> None:
+    job.prepare()
+    (job.staging / "documents").mkdir()
+    (job.staging / "documents" / version).write_text(version)
+    (job.staging / "weights").write_text(version)
+    write_json(job.staging / "manifest.json", version)
+    write_json(job.staging / "metrics.json", version)
+
+
+def published(job: Job) -> dict[str, str]:
+    files = sorted(path for path in job.out.rglob("*") if path.is_file())
+    return {str(path.relative_to(job.out)): path.read_text().strip().strip('"') for path in files}
+
+
+def test_what_is_published_replaces_what_was_there(tmp_path):
+    job = Job("toy", tmp_path)
+    for version in ("old", "new"):
+        stage_files(job, version)
+        job.publish()
+    expected = {"documents/new": "new", "weights": "new", "manifest.json": "new", "metrics.json": "new"}
+    assert published(job) == expected
+    assert not job.staging.exists()
+
+
+@pytest.mark.parametrize("n_renames", range(4))
+def test_an_interrupted_publish_leaves_no_manifest_beside_other_files(tmp_path, monkeypatch, n_renames):
+    job = Job("toy", tmp_path)
+    stage_files(job, "old")
+    job.publish()
+    stage_files(job, "new")
+    rename, done = Path.replace, []
+
+    def rename_a_few(path: Path, target: Path) -> Path:
+        if len(done) == n_renames:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", rename_a_few)
+    with pytest.raises(KeyboardInterrupt):
+        job.publish()
+    monkeypatch.undo()
+    files = published(job)
+    assert "metrics.json" not in files and "old" not in {files.get("manifest.json")}
+    if "manifest.json" in files:
+        assert files == {"documents/new": "new", "weights": "new", "manifest.json": "new"}
+    stage_files(job, "new")
+    job.publish()
+    assert set(published(job).values()) == {"new"}
+
+
+def test_what_a_killed_run_left_in_staging_is_thrown_away(tmp_path):
+    job = Job("toy", tmp_path)
+    stage_files(job, "killed")
+    job.prepare()
+    assert list(job.staging.iterdir()) == []
+
+
+def test_equal_values_are_equal_bytes(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": "é"})
+    write_json(tmp_path / "b", {"a": "é", "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
+
+
+# The digest
+
+
+def test_the_digest_changes_with_params_inputs_and_code_and_with_nothing_else(tmp_path, monkeypatch):
+    original = job_of(tmp_path).digest()
+    assert job_of(tmp_path, size=2).digest() != original
+    assert job_of(tmp_path).digest() == original
+    monkeypatch.setenv("MILLRACE_EXECUTION__THREADS", "7")
+    job = job_of(tmp_path)
+    assert job.execution.threads == 7 and job.digest() == original
+    for path, text in (("data/input/part", "Content"), ("data/input/more", ""), ("data/code/toy.json", "{ }")):
+        job_of(tmp_path)
+        before = (tmp_path / path).read_text() if (tmp_path / path).exists() else None
+        (tmp_path / path).write_text(text)
+        job = Job("toy", tmp_path, inputs=job.inputs, sections=job.sections)
+        assert job.digest() != original, path
+        (tmp_path / path).unlink() if before is None else (tmp_path / path).write_text(before)
+    (tmp_path / "data/input/part").rename(tmp_path / "data/input/renamed")
+    assert job.digest() != original
+
+
+def test_the_digest_does_not_know_where_the_workspace_is(tmp_path):
+    assert job_of(tmp_path / "a").digest() == job_of(tmp_path / "b").digest()
+
+
+# Scratch
+
+
+def test_scratch_goes_on_and_finished_folders_of_other_work_go(tmp_path):
+    with job_of(tmp_path).scratch() as folder:
+        (folder / "half").touch()
+    with job_of(tmp_path, size=2).scratch() as other:
+        (other / "finished").touch()
+    with job_of(tmp_path).scratch() as again:
+        assert again == folder and (again / "half").exists(), "what was begun goes on"
+        assert not other.exists(), "what was finished is published"
+    with job_of(tmp_path, size=3).scratch():
+        assert folder.exists(), "what is unfinished stays"
+
+
+def test_a_finished_folder_that_another_process_publishes_from_stays(tmp_path):
+    with job_of(tmp_path, size=2).scratch() as other:
+        (other / "finished").touch()
+        with job_of(tmp_path).scratch():
+            assert other.exists()
+    with job_of(tmp_path).scratch():
+        assert not other.exists()
+
+
+def test_scratch_is_where_execution_says_or_in_the_main_repository(tmp_path, monkeypatch):
+    with Job("toy", tmp_path, Execution(scratch=str(tmp_path / "disk"))).scratch() as folder:
+        assert folder.parent == tmp_path / "disk/toy"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    with Job("toy", tmp_path / "main/.dvc/tmp/exps/tmp1").scratch() as folder:
+        assert folder.parent == tmp_path / "main/.dvc/tmp/millrace/toy"
+
+
+# As a program
+
+PROGRAM = """
+    import errno, os, signal, sys, time
+    from pathlib import Path
+    from stages import entry
+    from stages.entry import Job
+    from stages.errors import BadInput, Failed
+    from stages.params import Section
+
+    class ToyParams(Section):
+        size: int = 1
+
+    def run(job: Job, toy: ToyParams) -> None:
+    {body}
+
+    run.__module__ = "stages.toy.stage"
+    entry.main(run)
+"""
+BODIES = {
+    "done": "(job.staging / 'out').write_text('x')",
+    "bad": "raise BadInput('data/input/part: line 3 is empty; remove it')",
+    "failed": "raise Failed('the loss is not finite')",
+    "full": "Path('/dev/full').open('w', buffering=1).write('x\\n')",
+    "wait": "(job.staging / 'out').touch(); Path('started').touch(); [time.sleep(0.01) for _ in range(6000)]",
+    "publishing": "entry.sync = lambda path: os.kill(os.getpid(), signal.SIGTERM); (job.staging / 'out').touch()",
+    "locked": """
+        with job.scratch() as folder:
+            print("in scratch", flush=True)
+            sys.stdin.readline()
+    """,
+}
+
+
+def start(root: Path, body: str, **environment: str) -> subprocess.Popen:
+    lines = textwrap.indent(textwrap.dedent(BODIES[body]).strip(), "    ")
+    (root / "toy.py").write_text(textwrap.dedent(PROGRAM).replace("{body}", lines))
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "toy.py"], cwd=root, env=variables, text=True, **pipes)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("done", 0, ""),
+        ("bad", 2, "millrace: toy: data/input/part: line 3 is empty; remove it\n"),
+        ("failed", 1, "millrace: toy: the loss is not finite. Earlier outputs are in the DVC cache: `dvc checkout` "),
+        ("full", 1, "millrace: toy: the disk is full ("),
+        ("publishing", 0, ""),
+    ],
+)
+def test_every_end_has_its_code_and_one_line(tmp_path, body, code, line):
+    process = start(workspace(tmp_path), body)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.startswith(line) and errors.count("\n") == (1 if line else 0)
+    assert (tmp_path / "data/toy/out").exists() == (code == 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_stage_and_publishes_nothing(tmp_path, number):
+    process = start(workspace(tmp_path), "wait")
+    wait_for(tmp_path / "started")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == f"millrace: toy: stopped by {number.name}; the same command goes on from here\n"
+    assert not (tmp_path / "data/toy").exists()
+
+
+def test_a_second_process_waits_for_the_scratch_folder(tmp_path):
+    """As two queued experiments with equal params do, each in its own copy of the repository."""
+    first = start(workspace(tmp_path / "a"), "locked", DVC_ROOT=str(tmp_path))
+    assert first.stdout.readline() == "in scratch\n"
+    second = start(workspace(tmp_path / "b"), "locked", DVC_ROOT=str(tmp_path))
+    assert second.stdout.readline().startswith("another process works on the same params, inputs and code; waiting")
+    first.communicate("\n", timeout=60)
+    assert second.stdout.readline() == "in scratch\n"
+    second.communicate("\n", timeout=60)
+    assert first.returncode == second.returncode == 0
+
+
+# What cannot be used
+
+
+def test_a_missing_input_is_named_with_the_stage_to_run(tmp_path):
+    (workspace(tmp_path) / "data/code/toy.json").unlink()
+    with pytest.raises(BadInput, match=r"^data/code/toy.json: not there; run `dvc repro toy`, which makes the inputs"):
+        prepare_job("toy", toy, tmp_path)
+
+
+def test_a_graph_that_lists_other_sections_than_the_code_reads_is_refused(tmp_path):
+    (workspace(tmp_path) / "dvc.yaml").write_text("stages: {toy: {params: [toy, train]}}")
+    with pytest.raises(BadInput, match=r"dvc.yaml: stages.toy.params must be \['toy'\], the sections that its code"):
+        prepare_job("toy", toy, tmp_path)
+
+
+def test_a_param_of_dvc_yaml_names_an_input(tmp_path):
+    (workspace(tmp_path) / "params.yaml").write_text("toy: {size: 1}\nsource: {folder: data/input}\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {toy: {params: [toy], deps: ['${source.folder}']}}")
+    assert prepare_job("toy", toy, tmp_path).inputs == ("data/input",)
+
+
+def test_signals_can_be_deferred():
+    signals = entry.Signals()
+    with signals.wait():
+        signals._handle(signal.SIGTERM, None)
+    assert signals.received == signal.SIGTERM
+    with pytest.raises(entry.Stopped, match="SIGTERM"):
+        signals._handle(signal.SIGTERM, None)
+
+
+def test_params_reach_the_stage(tmp_path):
+    job = job_of(tmp_path, size=5)
+    assert job.sections == {"toy": ToyParams(size=5)} and json.dumps(entry.plain(job.sections["toy"])) == '{"size": 5}'

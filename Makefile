@@ -30,7 +30,8 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-INSTALL = $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraints constraints.txt
+# uv leaves compiling to the first import of each process, which costs seconds where none may be written.
+INSTALL = $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --constraints constraints.txt
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -38,7 +38,7 @@ PIECE = re.compile(
     r"|(?s:.+?[!-~](?= )|.+)",
     re.ASCII,
 )
-MAX_PIECES = 1 << 20
+MAX_IDS = 1 << 22  # in the table, which is forgotten then
 
 
 def pre_tokenizer(max_digits: int) -> PreTokenizer:
@@ -67,7 +67,7 @@ class Encoder:
         """The ids of each text, uint32[n]."""
         if not self.by_pieces:
             return self._encode(texts)
-        if len(self.numbers) > MAX_PIECES:
+        if len(self.ids) > MAX_IDS:
             self._forget()
         pieces = [np.fromiter(map(self.numbers.__getitem__, PIECE.findall(text)), np.int64) for text in texts]
         self._learn(self.numbers.take_new())

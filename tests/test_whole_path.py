@@ -139,7 +139,9 @@ def test_an_experiment_reruns_train_evaluate_and_export_and_moves_no_alias(repos
 def test_killed_in_training_the_same_command_goes_on(repository):
     long = ["-S", "train.max_steps=40", "-S", "train.seed=7"]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", "killed", *long]
-    process = subprocess.Popen(command, cwd=repository, env=for_programs(), stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=repository, env=for_programs(), stdout=subprocess.PIPE, start_new_session=True
+    )
     scratch = repository / ".dvc/tmp/millrace/train"
     deadline = time.monotonic() + 120
     while not list(scratch.glob("*/step-0000001?")) and time.monotonic() < deadline:

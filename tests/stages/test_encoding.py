@@ -66,7 +66,7 @@ def test_any_text(tokenizer):
 
 
 def test_a_full_table_is_forgotten(tokenizer, monkeypatch):
-    monkeypatch.setattr(encoding, "MAX_PIECES", 50)
+    monkeypatch.setattr(encoding, "MAX_IDS", 50)
     encoder = Encoder(tokenizer)
     for seed in range(5):
         assert_equal(tokenizer, [prose(seed, 100), prose(seed + 1, 100)], encoder)

@@ -94,7 +94,12 @@ def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
 def _fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
     """Makes the worktree: the files as they are now, the params, the cache of the main repository."""
     _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
-    copy_working_tree(root, folder)
+    left_out = copy_working_tree(root, folder)
+    if left_out:
+        raise BadInput(
+            f"-S runs in a copy, which leaves out {left_out[0]} (large, and unknown to git): "
+            "`git add` or `dvc add` it, or move it out of the repository and name it with an absolute download.inputs"
+        )
     _git(folder, "reset", "--quiet", problem="the worktree cannot be read")
     override_params(folder / "params.yaml", overrides)
     local = root / ".dvc" / "config.local"

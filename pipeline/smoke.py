@@ -66,8 +66,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def copy_working_tree(root: Path, folder: Path) -> None:
-    """Copies the files that git knows, and small ones that it does not ignore, as they are now."""
+def copy_working_tree(root: Path, folder: Path) -> list[str]:
+    """Copies the files that git knows, and small ones that it does not ignore, as they are now.
+
+    Returns the names of the large ones that it left out.
+    """
 
     def listed(*options: str) -> list[str]:
         command = ["git", "ls-files", "-z", *options]
@@ -84,6 +87,7 @@ def copy_working_tree(root: Path, folder: Path) -> None:
         if source.is_symlink() or source.is_file():  # a deleted file is listed as well
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+    return sorted(set(untracked) - set(small))
 
 
 def override_params(path: Path, overrides: Mapping[str, Any]) -> None:

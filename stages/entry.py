@@ -160,11 +160,15 @@ def main(run: Callable[..., None]) -> None:
         signals.install()
         if os.environ.get("DVC_STAGE"):
             die_with_parent()
+        # Threads of torch that wait for each other spin for milliseconds by default, which on cores that
+        # other programs use as well made training three times slower. Read when torch is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         job = prepare_job(stage, run, Path.cwd())
-        job.prepare()
-        run(job, **job.sections)
-        with signals.wait():
-            job.publish()
+        with _locked(job.root / "data" / f".{stage}.lock"):
+            job.prepare()
+            run(job, **job.sections)
+            with signals.wait():
+                job.publish()
     except BadInput as error:
         sys.exit(_complain(stage, str(error), 2))
     except Failed as error:
@@ -197,7 +201,9 @@ def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
             section, key = dependency.strip("${}").split(".")
             dependency = str(params.values[section][key])
         if not (root / dependency).exists():
-            raise BadInput(f"{dependency}: not there; run `dvc repro {stage}`, which makes the inputs of {stage} first")
+            raise BadInput(
+                f"{dependency}: not there; `dvc repro {stage}` makes what stages make, the rest is yours to put there"
+            )
         inputs.append(dependency)
     execution = params.section("execution", Execution)
     return Job(stage, root, execution, tuple(inputs), sections)
@@ -246,8 +252,11 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """JSON with sorted keys and a final newline, so that equal values are equal bytes; whole or not there."""
+    beside = path.with_name(path.name + ".partial")
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def die_with_parent() -> None:
@@ -263,11 +272,12 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process works on the same params, inputs and code; waiting for {path}")
+            say(f"another process does the same work; waiting for {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

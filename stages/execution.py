@@ -1,7 +1,7 @@
 """The section `execution`: where and how fast the work is done, never what comes out.
 
 No stage depends on it in dvc.yaml. Data stages give the same bytes under any value; training gives
-the same samples in the same order, and the same bits at equal device, threads and process count.
+the same samples in the same order, and on CPUs the same bits at equal threads and process count.
 """
 
 from __future__ import annotations
@@ -46,4 +46,9 @@ class Execution(Section):
 
     def n_workers(self) -> int:
         """Worker processes of a data stage: `workers`, or one per core that this process may use."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or n_cores()
+
+
+def n_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

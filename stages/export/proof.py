@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import Any
 
 import stages
+from stages.errors import Failed
 from stages.export.check import Request
 
 CHECK_MODULE = "stages.export.check"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
 
 
-class Mismatch(Exception):
+class Mismatch(Failed):
     """The export does not do what the checkpoint does."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from stages.entry import sync
 from stages.perplexity import split_loss
 from stages.progress import say
 from stages.tokens import TokenRows
@@ -47,7 +48,7 @@ class Validation(Hook):
         nats, labels = run.ranks.sum(split_loss(run.model, run.validation_rows, mine, run.ranks.device))
         run.model.train()
         loss = nats / labels
-        run.state.validation_loss = loss
+        run.state.validation_loss = loss if math.isfinite(loss) else None
         best = run.state.best_validation_loss
         if math.isfinite(loss) and (best is None or loss < best):
             run.state.best_validation_loss, run.state.best_step = loss, run.state.step
@@ -77,14 +78,17 @@ class Log(Hook):
         else:
             keep_lines(self.csv_path, step, lambda line: line.split(",")[0])
             keep_lines(self.log_path, step, lambda line: line.split()[1])
-        self.csv_file, self.log_file = self.csv_path.open("a"), self.log_path.open("a")
+        # line by line: the checkpoint of a step must not be on the disk before its line is
+        self.csv_file, self.log_file = self.csv_path.open("a", buffering=1), self.log_path.open("a", buffering=1)
         self.csv_writer = csv.writer(self.csv_file, lineterminator="\n")
         self.bar = tqdm(
             total=run.params.max_steps, initial=step, desc="train", unit=" steps", disable=None, dynamic_ncols=True
         )
         if step == 0:
             self.write_csv(run, None)
-            self.write_line(run, f"step 0 validation {run.state.validation_loss:.4f}")
+            loss = run.state.validation_loss
+            self.write_line(run, f"step 0 validation {math.nan if loss is None else loss:.4f}")
+            self.tracked.metrics(0, {} if loss is None else {"validation_loss": loss})
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         state = run.state
@@ -137,8 +141,6 @@ class Log(Hook):
 
     def write_line(self, run: TrainingRun, line: str) -> None:
         self.log_file.write(line + "\n")
-        self.log_file.flush()
-        self.csv_file.flush()
         self.bar.write(line) if not self.bar.disable else say(line)
 
     def close(self, run: TrainingRun) -> None:
@@ -152,8 +154,10 @@ def keep_lines(path: Path, last_step: int, step_of: Callable[[str], str]) -> Non
     """Drops the lines of steps after `last_step`, and a half-written last line; keeps a header."""
     kept = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if not line.endswith("\n"):
+            continue
         number = step_of(line)
-        if line.endswith("\n") and (not number.isdigit() or int(number) <= last_step):
+        if not number.isdigit() or int(number) <= last_step:
             kept.append(line)
     beside = path.with_suffix(".partial")
     beside.write_text("".join(kept))
@@ -175,5 +179,7 @@ class Checkpoint(Hook):
 
     def save(self, run: TrainingRun) -> None:
         if run.ranks.first:
+            for name in ("loss.csv", "training.log"):
+                sync(run.folder / name)
             run.checkpoints.save(run.state, run.model, run.optimizers, run.config)
         run.ranks.barrier()

@@ -6,6 +6,7 @@ process is killed, Linux sends torchrun SIGTERM, so no rank is left behind.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ import sys
 from pathlib import Path
 
 from stages.entry import Job, die_with_parent, signals
-from stages.errors import Failed, Stopped
-from stages.train.worker import describe
+from stages.errors import BadInput, Failed, Stopped
+from stages.train.worker import OUTCOME, describe
 
 
 def launch(job: Job, folder: Path) -> None:
@@ -22,10 +23,12 @@ def launch(job: Job, folder: Path) -> None:
 
     Raises:
         Stopped: a signal ended them.
-        Failed: one of them failed, or refused its input and said why.
+        BadInput, Failed: what the first rank ended with.
     """
     described = folder / "job.json"
     described.write_text(describe(job, folder), encoding="utf-8")
+    outcome = folder / OUTCOME
+    outcome.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={job.execution.n_processes}", "-m", "stages.train.worker", str(described),
@@ -45,5 +48,8 @@ def launch(job: Job, folder: Path) -> None:
                     passed_on = True
     if signals.received:
         raise Stopped(signal.Signals(signals.received).name)
+    if code and outcome.exists():
+        reason = json.loads(outcome.read_text(encoding="utf-8"))
+        raise (BadInput if reason["bad_input"] else Failed)(reason["message"])
     if code:
         raise Failed(f"training ended with exit code {code}; the reason stands above")

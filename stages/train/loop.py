@@ -83,7 +83,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
                     hook.after_step(run, result)
                 if run.state.consecutive_skipped >= run.params.max_skipped_steps:
                     raise Failed(diverged(run))
-                if result.stopping:
+                if result.stopping and run.state.step < run.params.max_steps:
                     raise Stopped(f"a signal after step {run.state.step}")
     finally:
         for hook in hooks:

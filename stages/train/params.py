@@ -12,7 +12,7 @@ from stages.params import Section
 class TrainParams(Section):
     objective: Literal["causal"] = "causal"
     seed: int = Field(default=0, ge=0)
-    max_steps: int = Field(default=300, ge=1)
+    max_steps: int = Field(default=250, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(default=0.02, gt=0)

@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from stages.errors import BadInput
-from stages.execution import Execution
+from stages.execution import Execution, n_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,14 @@ class Ranks:
             distributed.barrier()
 
 
-def join_ranks(execution: Execution) -> Ranks:
-    """Joins the process group that torchrun described in the environment, if it did, and sets threads."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(execution.threads or max(1, cores // local_world))
+def join_ranks(execution: Execution, launched: bool) -> Ranks:
+    """Sets threads and device and, if torchrun launched this process, joins the group it describes.
+
+    Without `launched` the environment is not read: a cluster's shell may have a WORLD_SIZE of its own.
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    world, rank, local_rank, local_world = (int(os.environ[name]) for name in names) if launched else (1, 0, 0, 1)
+    torch.set_num_threads(execution.threads or max(1, n_cores() // local_world))
     device = execution.torch_device()
     if device == "cuda":
         if local_world > torch.cuda.device_count():

@@ -1,7 +1,7 @@
 """The learning rate as a multiple of its peak, a function of the step alone.
 
     warm-up   (step + 1) / W                 for the first W steps
-    linear    falls to min at the last step
+    linear    falls to min, which the step after the last one would have
     cosine    half a cosine from 1 to min (Loshchilov and Hutter, 2017)
     wsd       1, then linear to min over the last `decay_ratio` of all steps (Hu et al., 2024)
     constant  1

@@ -14,7 +14,9 @@ import shutil
 from pathlib import Path
 
 from model.config import ModelConfig
+from stages.checkpoint import problem_of
 from stages.entry import Job
+from stages.errors import Failed
 from stages.train.launch import launch
 from stages.train.params import TrainParams
 from stages.train.worker import work
@@ -25,6 +27,12 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         if not (folder / "finished").exists():
             train_in(job, model, train, folder)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if metrics["best_validation_loss"] is None:
+            raise Failed("no validation loss was finite; lower train.lr and train.muon_lr")
+        for step in {metrics["best_step"], metrics["steps"]}:
+            problem = problem_of(folder / f"step-{step:08d}")
+            if problem:
+                raise Failed(f"{problem}; remove {folder} and run `dvc repro train` again")
         link_or_copy(folder / f"step-{metrics['best_step']:08d}", job.staging / "best")
         link_or_copy(folder / f"step-{metrics['steps']:08d}", job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):

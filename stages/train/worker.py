@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from stages.entry import Job, die_with_parent, plain, signals, write_json
-from stages.errors import BadInput, Stopped
+from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.train.params import TrainParams
+
+OUTCOME = "outcome.json"
 
 if TYPE_CHECKING:
     from stages.tracking import Run
     from stages.train.run import TrainingRun
 
 
-def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None:
+def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
     from stages.tracking import open_run
     from stages.train.hooks import Checkpoint, Log, Validation
@@ -34,7 +36,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None
     from stages.train.run import build_run, run_key
     from stages.train.timing import Timing
 
-    ranks = join_ranks(job.execution)
+    ranks = join_ranks(job.execution, launched)
     try:
         run = build_run(job, model, train, ranks, folder)
         timing = Timing()
@@ -49,7 +51,8 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None
             if tracked is not None:
                 metrics = final_metrics(run)
                 tracked.results({name: float(value) for name, value in metrics.items() if value is not None})
-                write_json(folder / "timing.json", timing.report(run))
+                if timing.steps or not (folder / "timing.json").exists():
+                    write_json(folder / "timing.json", timing.report(run))
                 write_json(folder / "metrics.json", metrics)
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
@@ -93,12 +96,13 @@ def main(path: Path) -> int:
     job = Job("train", Path(described["root"]), execution, tuple(described["inputs"]), sections)
     signals.install()
     die_with_parent()
+    folder = Path(described["folder"])
     try:
-        work(job, model, train, Path(described["folder"]))
-    except BadInput as error:
-        if os.environ.get("RANK") == "0":
-            print(f"millrace: train: {error}", file=sys.stderr)
-        return 2
+        work(job, model, train, folder, launched="RANK" in os.environ)
+    except (BadInput, Failed) as error:
+        if os.environ.get("RANK", "0") == "0":
+            write_json(folder / OUTCOME, {"bad_input": isinstance(error, BadInput), "message": str(error)})
+        return 1
     except Stopped:
         return 130
     return 0

@@ -252,7 +252,7 @@ def test_a_second_process_waits_for_the_scratch_folder(tmp_path):
     first = start(workspace(tmp_path / "a"), "locked", DVC_ROOT=str(tmp_path))
     assert first.stdout.readline() == "in scratch\n"
     second = start(workspace(tmp_path / "b"), "locked", DVC_ROOT=str(tmp_path))
-    assert second.stdout.readline().startswith("another process works on the same params, inputs and code; waiting")
+    assert second.stdout.readline().startswith("another process does the same work; waiting")
     first.communicate("\n", timeout=60)
     assert second.stdout.readline() == "in scratch\n"
     second.communicate("\n", timeout=60)
@@ -264,7 +264,7 @@ def test_a_second_process_waits_for_the_scratch_folder(tmp_path):
 
 def test_a_missing_input_is_named_with_the_stage_to_run(tmp_path):
     (workspace(tmp_path) / "data/code/toy.json").unlink()
-    with pytest.raises(BadInput, match=r"^data/code/toy.json: not there; run `dvc repro toy`, which makes the inputs"):
+    with pytest.raises(BadInput, match=r"^data/code/toy.json: not there; `dvc repro toy` makes"):
         prepare_job("toy", toy, tmp_path)
 
 

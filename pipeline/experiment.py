@@ -27,6 +27,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.links import cache_folder, dvc
 from pipeline.smoke import alone_in, copy_working_tree, override_params
 from stages.errors import BadInput
+from stages.params import ParamsFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +95,13 @@ def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
 def _fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
     """Makes the worktree: the files as they are now, the params, the cache of the main repository."""
     _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
-    left_out = copy_working_tree(root, folder)
-    if left_out:
-        raise BadInput(
-            f"-S runs in a copy, which leaves out {left_out[0]} (large, and unknown to git): "
-            "`git add` or `dvc add` it, or move it out of the repository and name it with an absolute download.inputs"
-        )
+    inputs = ParamsFile(root / "params.yaml").values.get("download", {}).get("inputs", "")
+    for name in copy_working_tree(root, folder):
+        if inputs and Path(name).is_relative_to(inputs):
+            raise BadInput(
+                f"-S runs in a copy, which leaves out {name} (large, and unknown to git): `git add` or `dvc add` it, "
+                "or move it out of the repository and name its folder with an absolute download.inputs"
+            )
     _git(folder, "reset", "--quiet", problem="the worktree cannot be read")
     override_params(folder / "params.yaml", overrides)
     local = root / ".dvc" / "config.local"

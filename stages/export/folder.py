@@ -21,8 +21,7 @@ from model.config import ModelConfig
 from stages.entry import write_json
 from stages.errors import BadInput
 from stages.huggingface import to_huggingface
-
-END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
+from stages.vocabulary import END_OF_TEXT, PADDING
 
 
 def write_folder(

@@ -70,7 +70,11 @@ class Encoder:
         if len(self.ids) > MAX_IDS:
             self._forget()
         pieces = [np.fromiter(map(self.numbers.__getitem__, PIECE.findall(text)), np.int64) for text in texts]
-        self._learn(self.numbers.take_new())
+        try:
+            self._learn(self.numbers.take_new())
+        except BaseException:  # pieces that have a number but no ids would give other pieces' ids to later texts
+            self._forget()
+            raise
         return [self._gather(numbers) for numbers in pieces]
 
     def _encode(self, texts: list[str]) -> list[Ids]:

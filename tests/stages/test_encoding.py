@@ -58,11 +58,18 @@ def test_any_text(tokenizer):
     encoder = Encoder(tokenizer)
 
     @settings(max_examples=300, deadline=None)
-    @given(st.lists(st.text(st.sampled_from(KINDS) | st.characters(), max_size=40), max_size=4))
+    @given(st.lists(st.text(st.sampled_from(KINDS) | st.characters(codec="utf-8"), max_size=40), max_size=4))
     def check(texts):
         assert_equal(tokenizer, texts, encoder)
 
     check()
+
+
+def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(tokenizer):
+    encoder = Encoder(tokenizer)
+    with pytest.raises(TypeError):
+        encoder(["half a pair \ud800", "of surrogates"])
+    assert_equal(tokenizer, ["half a pair", "of other words"], encoder)
 
 
 def test_a_full_table_is_forgotten(tokenizer, monkeypatch):

@@ -1,14 +1,17 @@
 """The real graph in a real DVC repository, from text files to a registered model, with tiny params."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.environment import for_programs
@@ -141,24 +144,50 @@ def test_an_experiment_reruns_train_evaluate_and_export_and_moves_no_alias(repos
     assert ran(dvc(repository, "repro")) == []
 
 
-def test_killed_in_training_the_same_command_goes_on(repository):
-    long = ["-S", "train.max_steps=40", "-S", "train.seed=7"]
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", "killed", *long]
-    process = subprocess.Popen(
-        command, cwd=repository, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    scratch = repository / ".dvc/tmp/millrace/train"
-    deadline = time.monotonic() + 120
-    while not list(scratch.glob("*/step-0000001?")) and time.monotonic() < deadline:
+def processes_below(root: Path) -> list[psutil.Process]:
+    """Everything that works in `root` or deeper, but this process."""
+    found = []
+    for process in psutil.process_iter(["cwd"]):
+        cwd = process.info["cwd"]
+        if cwd and Path(cwd).is_relative_to(root) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def kill_at_step(repository: Path, step: int) -> None:
+    """kill -9 of everything that works in the repository, once a checkpoint at `step` or later is there."""
+    scratch, deadline = repository / ".dvc/tmp/millrace/train", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(int(folder.name[5:]) >= step for folder in scratch.glob("*/step-????????")):
+            break
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    output = dvc(repository, "exp", "run", "--force", "--name", "killed", *long)
-    assert "resuming at step" in output
+    else:
+        pytest.fail(f"no checkpoint at step {step}")
+    assert not list(scratch.glob("*/finished")), "training ended before it could be killed"
+    for _ in range(3):  # what was being started
+        for process in processes_below(repository):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.1)
+
+
+def test_killed_in_training_it_goes_on_in_the_workspace_and_in_the_queue(repository):
+    scratch = repository / ".dvc/tmp/millrace/train"
+    subprocess.run(["rm", "-rf", str(scratch)], check=True)
+    params = ["-S", "train.max_steps=300", "-S", "train.seed=7", "-S", "train.eval_interval=300"]
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", "killed", *params, "train"]
+    first = subprocess.Popen(command, cwd=repository, env=environment(), stdout=subprocess.DEVNULL)
+    kill_at_step(repository, 10)
+    assert first.wait() == -signal.SIGKILL
+    dvc(repository, "exp", "run", "--queue", "--name", "queued", *params, "train")
+    start = [sys.executable, "-m", "dvc", "queue", "start"]  # its worker would hold a pipe open to the end
+    subprocess.run(start, cwd=repository, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    kill_at_step(repository, 60)
+    output = dvc(repository, "exp", "run", "--force", "--name", "killed", *params, "train")
+    resumed_at = int(re.search(r"resuming at step (\d+)", output)[1])
+    assert resumed_at >= 60
     resumed = (repository / "data/train/last/manifest.json").read_text()
-    for folder in scratch.glob("*"):
-        if folder.is_dir():
-            subprocess.run(["rm", "-rf", str(folder)], check=True)
+    subprocess.run(["rm", "-rf", str(scratch)], check=True)
     fresh = dvc(repository, "repro", "--force", "--single-item", "train")
     assert "resuming" not in fresh
     assert (repository / "data/train/last/manifest.json").read_text() == resumed

@@ -1,4 +1,4 @@
-# One command each. Needs Python 3.11 or newer, git, make and a C++ compiler; everything else goes into .venv.
+# One command each. Needs Python 3.11 or newer, git, make and a C compiler; everything else goes into .venv.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test lint clean

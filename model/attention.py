@@ -1,78 +1,98 @@
-"""Causal self-attention with grouped keys and values (Ainslie et al., 2023) and normed queries and keys.
+"""Attention with grouped keys and values (Ainslie et al., 2023), whole or in a sliding window with sinks.
 
-Packed rows hold several documents. A query sees the keys of its own document up to itself, so what
-stands before it in the row changes its output by exactly 0. Example with segments 0 0 1: position 2
-sees itself alone.
+The kinds `full` and `swa` of `model.layer_pattern`. Queries and keys may be normed (Henry et al., 2020),
+per head or as whole vectors, before they are rotated. A window reaches `window` tokens back and always
+to the first `sink_tokens` of the document (Beltagy et al., 2020; Xiao et al., 2023).
 
-Shapes: B rows, T positions, C hidden, H query heads, K key heads, D width of a head.
+Attention to another sequence (`memory`) is the same module: queries from x, keys and values from there.
+
+Shapes: B rows, T queries, S keys, C hidden, H query heads, K key heads, D width of a head.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from model.backends import attend
+from model.cache import KeyValueCache
 from model.config import ModelConfig
+from model.context import EVERYTHING, Context, Places, Reach, visible
 from model.norm import RMSNorm
 from model.rotary import rotate
 
 
-def visible(segments_BT: Tensor) -> Tensor:
-    """Which key each query sees, bool [B, 1, T, T]: earlier or equal, and of the same segment.
-
-    Padding has segment -1 and sees the padding before it, so that no row of the mask is empty.
-    """
-    T = segments_BT.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return (same & causal)[:, None]
-
-
 class Attention(nn.Module):
-    """Attention whose mask is given; None means plain causal attention."""
+    """Attention to everything that its reach lets a query see."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kind: str = "full"):
         super().__init__()
+        self.kind = kind
+        self.reach = Reach(config.window, config.sink_tokens) if kind == "swa" else EVERYTHING
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         self.head_dim = config.width_of_head
+        self.scale = self.head_dim**-0.5
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.query = nn.Linear(config.hidden_size, queries, bias=False)
-        self.key = nn.Linear(config.hidden_size, keys, bias=False)
-        self.value = nn.Linear(config.hidden_size, keys, bias=False)
-        self.output = nn.Linear(queries, config.hidden_size, bias=False)
-        self.norm_whole_vector = config.qk_norm and config.qk_norm_scope == "full"
-        if config.qk_norm:
-            full = config.qk_norm_scope == "full"
-            self.query_norm: nn.Module = RMSNorm(queries if full else self.head_dim, config.norm_eps)
-            self.key_norm: nn.Module = RMSNorm(keys if full else self.head_dim, config.norm_eps)
+        self.widths = (queries, keys, keys)
+        self.fused = config.fused_qkv
+        if self.fused:
+            self.query_key_value = nn.Linear(config.hidden_size, sum(self.widths), bias=config.bias)
         else:
-            self.query_norm = self.key_norm = nn.Identity()
+            self.query = nn.Linear(config.hidden_size, queries, bias=config.bias)
+            self.key = nn.Linear(config.hidden_size, keys, bias=config.bias)
+            self.value = nn.Linear(config.hidden_size, keys, bias=config.bias)
+        self.output = nn.Linear(queries, config.hidden_size, bias=config.bias)
+        self.norm_whole_vector = config.qk_norm and config.qk_norm_scope == "full"
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            widths = (queries, keys) if self.norm_whole_vector else (self.head_dim, self.head_dim)
+            self.query_norm, self.key_norm = (RMSNorm(w, config.norm_eps, config.qk_norm_gain) for w in widths)
 
-    def _project(self, x_BTC: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, T, _ = x_BTC.shape
-        q, k, v = self.query(x_BTC), self.key(x_BTC), self.value(x_BTC)
+    def project(self, x_BTC: Tensor, context: Context, memory_BSC: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Queries [B, H, T, D], keys and values [B, K, S, D], normed and rotated."""
+        source = x_BTC if memory_BSC is None else memory_BSC
+        if not self.fused:
+            q, k, v = self.query(x_BTC), self.key(source), self.value(source)
+        elif memory_BSC is None:
+            q, k, v = self.query_key_value(x_BTC).split(self.widths, dim=-1)
+        else:
+            q = self.query_key_value(x_BTC)[..., : self.widths[0]]
+            k, v = self.query_key_value(source)[..., self.widths[0] :].split(self.widths[1:], dim=-1)
         if self.norm_whole_vector:
             q, k = self.query_norm(q), self.key_norm(k)
-        q = q.view(B, T, self.n_heads, self.head_dim)
-        k = k.view(B, T, self.n_kv_heads, self.head_dim)
-        v = v.view(B, T, self.n_kv_heads, self.head_dim)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))
         if not self.norm_whole_vector:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return rotate(q, cosine, sine), rotate(k, cosine, sine), v
+        if context.rotations and memory_BSC is None:
+            cosine, sine = context.rotations[self.head_dim]
+            q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        return q, k, v
 
-    def forward(self, x_BTC: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
-        B, T, _ = x_BTC.shape
-        q_BHTD, k_BKTD, v_BKTD = self._project(x_BTC, cosine, sine)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BKTD, v_BKTD, attn_mask=mask, is_causal=mask is None, enable_gqa=self.n_heads != self.n_kv_heads
-        )
-        return self.output(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+    def forward(self, x_BTC: Tensor, context: Context, cache: KeyValueCache | None = None) -> Tensor:
+        q, k, v = self.project(x_BTC, context)
+        if cache is None:
+            y_BHTD = attend(q, k, v, context.masks[self.kind], self.scale)
+        else:
+            y_BHTD = cache.attend(q, k, v, context.places, self.reach, self.scale)
+        return self.output(y_BHTD.transpose(1, 2).flatten(2))
 
-    def probabilities(self, x_BTC: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor) -> Tensor:
+    def cross(self, x_BTC: Tensor, memory_BSC: Tensor, context: Context) -> Tensor:
+        """Attention to `memory`, all of it or what its mask lets through."""
+        q, k, v = self.project(x_BTC, context, memory_BSC)
+        return self.output(attend(q, k, v, context.masks[self.kind], self.scale).transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch: int, capacity: int, like: Tensor) -> KeyValueCache:
+        """An empty cache for `capacity` tokens, or for the window if that is less."""
+        return KeyValueCache(batch, self.n_kv_heads, self.head_dim, self.head_dim, capacity, self.reach, like)
+
+    def probabilities(self, x_BTC: Tensor, context: Context) -> Tensor:
         """What each query pays to each key, [B, H, T, T] in fp32; rows sum to 1. For analysis."""
-        q_BHTD, k_BKTD, _ = self._project(x_BTC, cosine, sine)
-        k_BHTD = k_BKTD.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
-        scores = (q_BHTD.float() @ k_BHTD.float().transpose(-1, -2)) * self.head_dim**-0.5
-        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        q, k, _ = self.project(x_BTC, context)
+        return probabilities(q, k, context.places, self.reach, context.causal, self.scale)
+
+
+def probabilities(q_BHTD: Tensor, k_BKTD: Tensor, places: Places, reach: Reach, causal: bool, scale: float) -> Tensor:
+    """Softmax of the visible scores, [B, H, T, T] in fp32."""
+    k_BHTD = k_BKTD.repeat_interleave(q_BHTD.shape[1] // k_BKTD.shape[1], dim=1)
+    scores = (q_BHTD.float() @ k_BHTD.float().transpose(-1, -2)) * scale
+    return scores.masked_fill(~visible(places, places, reach, causal), float("-inf")).softmax(dim=-1)

@@ -1,62 +1,199 @@
-"""The architecture as data: one frozen dataclass, the section `model` of params.yaml.
+"""What a decoder is: sizes, norms, positions, attention, MLP, experts. Data alone, no torch.
 
-It imports nothing heavy, so that params can be validated without torch. The size of the vocabulary
-and the context length are no part of it: they are facts of the packed data. Example, the default:
-hidden_size 192 with 4 heads gives heads of 48; intermediate_size 0 becomes 8/3 * 192 = 512, a
-multiple of 64 already.
+Vocabulary and context length are no fields: they come from the packed data. A size of 0 is the one of
+`preset`. Names are those of transformers' configurations where there is one.
+
+    ModelConfig(preset="gpt2-124m", norm="layernorm", positions="learned", mlp="gelu", bias=True, qk_norm=False)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from model.pattern import expand
 
 VOCABULARY_MULTIPLE = 128
 
 
+class Sizes(NamedTuple):
+    """What a preset sets."""
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+
+
+PRESETS = {
+    "tiny": Sizes(3, 192, 4, 2),
+    "gpt2-124m": Sizes(12, 768, 12, 12),
+    "d12": Sizes(12, 768, 12, 12),
+    "d24": Sizes(24, 1024, 16, 16),
+    "d36": Sizes(36, 1280, 20, 20),
+    "d48": Sizes(48, 1600, 25, 25),
+    "small": Sizes(12, 768, 12, 12),
+    "base": Sizes(24, 1536, 16, 16),
+    "large": Sizes(28, 2048, 16, 16),
+    "xl": Sizes(32, 4096, 32, 32),
+}
+GATED = ("swiglu", "geglu")
+MLPS = (*GATED, "gelu", "relu2")
+NORMS = ("rmsnorm", "layernorm", "dyt")
+ATTENTIONS = ("full", "swa", "mla")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder. Sizes are counts; 0 means "derive" where a comment says so.
+    """The architecture; the same keys as the section `model` of params.yaml, which explains each.
 
     Raises:
         ValueError: a combination that is no architecture, with the reason.
     """
 
-    n_layers: int = 3
-    hidden_size: int = 192
-    n_heads: int = 4
-    n_kv_heads: int = 2
+    preset: str = "tiny"
+    n_layers: int = 0
+    hidden_size: int = 0
+    n_heads: int = 0
+    n_kv_heads: int = 0
     head_dim: int = 0  # 0: hidden_size / n_heads
-    intermediate_size: int = 0  # 0: 8/3 * hidden_size, rounded up to a multiple of 64
+    intermediate_size: int = 0  # 0: 8/3 * hidden_size, rounded up to a multiple of 64; 4 * hidden_size without a gate
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
     pre_norm: bool = True
     post_norm: bool = False
     qk_norm: bool = True
     qk_norm_scope: Literal["head", "full"] = "head"
-    norm_eps: float = 1e-6
+    qk_norm_gain: bool = True
+    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_theta: float = 10000.0
+    rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
+    rope_factor: float = 1.0
+    rope_original_length: int = 0
+    layer_pattern: str = "full"
+    window: int = 256
+    sink_tokens: int = 4
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 256
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    mlp: str = "swiglu"
+    n_experts: int = 0
+    experts_per_token: int = 2
+    expert_size: int = 0  # 0: the width of the MLP
+    n_shared_experts: int = 0
+    dense_layers: int = 0
+    balance_loss: float = 0.01
+    router_z_loss: float = 0.001
+    bias: bool = False
+    fused_qkv: bool = False
+    dropout: float = 0.0
+    logit_softcap: float = 0.0
     tie_embeddings: bool = True
     init_std: float = 0.02
+    residual_init: Literal["auto", "zero", "scaled", "normal"] = "auto"
+    init_from: str = ""
+    init_sha256: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "hidden_size", "n_heads", "n_kv_heads"):
+        self._take_sizes()
+        self._check_sizes()
+        self._check_positions()
+        self._check_attention()
+        self._check_experts()
+        if not (self.pre_norm or self.post_norm):
+            raise ValueError("pre_norm and post_norm are both false; a decoder without norms does not train")
+        if self.post_norm and self.residual_init == "zero":
+            raise ValueError("residual_init: zero: a norm behind a branch of zeros blows its gradient up; use scaled")
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
+        if self.logit_softcap < 0:
+            raise ValueError(f"logit_softcap is {self.logit_softcap}; it must be positive, or 0 for none")
+        if bool(self.init_from) != bool(self.init_sha256):
+            raise ValueError("init_from and init_sha256 belong together: a folder, and the sha256 of its weights")
+
+    def _take_sizes(self) -> None:
+        if self.preset and self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown; there are {', '.join(PRESETS)}")
+        sizes = PRESETS.get(self.preset, Sizes(0, 0, 0, 0))
+        for name in Sizes._fields:
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(sizes, name))
+
+    def _check_sizes(self) -> None:
+        for name in Sizes._fields:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if min(self.head_dim, self.intermediate_size) < 0:
-            raise ValueError("head_dim and intermediate_size must be positive, or 0 to derive them")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, or 0 for the preset's")
+        if min(self.head_dim, self.intermediate_size, self.expert_size) < 0:
+            raise ValueError("head_dim, intermediate_size and expert_size must be positive, or 0 to derive them")
         if self.head_dim == 0 and self.hidden_size % self.n_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}; "
                 "change one of them, or set head_dim"
             )
-        if self.width_of_head % 2:
-            raise ValueError(f"heads are {self.width_of_head} wide; rotary embedding needs an even width")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
-        if not (self.pre_norm or self.post_norm):
-            raise ValueError("pre_norm and post_norm are both false; a decoder without norms does not train")
-        for name in ("norm_eps", "rope_theta", "init_std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
+
+    def _check_positions(self) -> None:
+        if self.positions == "rope" and self.width_of_head % 2 and set(self.kinds) != {"mla"}:
+            raise ValueError(f"heads are {self.width_of_head} wide; rotary embedding needs an even width")
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"hidden_size is {self.hidden_size}; sinusoidal positions need an even width")
+        if self.rope_scaling == "none":
+            if self.rope_factor != 1:
+                raise ValueError(f"rope_factor is {self.rope_factor} but rope_scaling is none; set one of the kinds")
+            return
+        if self.positions != "rope":
+            raise ValueError(f"rope_scaling {self.rope_scaling} without positions: rope")
+        if not 1 <= self.rope_factor < float("inf"):
+            raise ValueError(f"rope_factor is {self.rope_factor}; it must be at least 1")
+        if self.rope_scaling in ("yarn", "llama3") and self.rope_original_length < 1:
+            raise ValueError(f"rope_scaling {self.rope_scaling} needs rope_original_length, the length before scaling")
+
+    def _check_attention(self) -> None:
+        if self.window < 1 or self.sink_tokens < 0:
+            raise ValueError(f"window {self.window} must be at least 1, sink_tokens {self.sink_tokens} at least 0")
+        if "mla" not in self.kinds:
+            return
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; mla needs at least 1")
+        if self.qk_rope_head_dim % 2 or self.q_lora_rank < 0:
+            raise ValueError("qk_rope_head_dim must be even and q_lora_rank at least 0 (0: no compression)")
+
+    def _check_experts(self) -> None:
+        if min(self.n_experts, self.n_shared_experts, self.dense_layers) < 0:
+            raise ValueError("n_experts, n_shared_experts and dense_layers must be at least 0")
+        if min(self.balance_loss, self.router_z_loss) < 0:
+            raise ValueError("balance_loss and router_z_loss must be at least 0")
+        if not self.n_experts:
+            if self.n_shared_experts or self.dense_layers:
+                raise ValueError("n_shared_experts and dense_layers need experts; set n_experts")
+            return
+        if not 1 <= self.experts_per_token <= self.n_experts:
+            raise ValueError(
+                f"experts_per_token {self.experts_per_token} is not within 1 and n_experts {self.n_experts}"
+            )
+        if self.mlp not in GATED:
+            raise ValueError(f"mlp {self.mlp}: experts are gated; set mlp to {' or '.join(GATED)}")
+        if self.bias:
+            raise ValueError("bias: experts have none; set bias: false")
+        if self.dense_layers >= self.n_layers:
+            raise ValueError(f"dense_layers {self.dense_layers} leaves no layer of {self.n_layers} with experts")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of attention of every layer: `layer_pattern`, cycled."""
+        return expand(self.layer_pattern, self.n_layers)
+
+    @property
+    def own_parts(self) -> tuple[str, ...]:
+        """The parts that are classes of one's own, by their full names (model/parts.py)."""
+        return tuple(dict.fromkeys(name for name in (self.norm, self.mlp, *self.kinds) if "." in name))
 
     @property
     def width_of_head(self) -> int:
@@ -64,19 +201,16 @@ class ModelConfig:
 
     @property
     def width_of_mlp(self) -> int:
-        return self.intermediate_size or -(-8 * self.hidden_size // 3 // 64) * 64
+        if self.intermediate_size:
+            return self.intermediate_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64 if self.mlp in GATED else 4 * self.hidden_size
 
-    def n_parameters(self, vocab_size: int) -> int:
-        """The number of parameters of `Decoder(self, vocab_size)` by formula, tied weights counted once."""
-        width, head = self.hidden_size, self.width_of_head
-        queries, keys = self.n_heads * head, self.n_kv_heads * head
-        attention = width * (queries + 2 * keys) + queries * width
-        if self.qk_norm:
-            attention += 2 * head if self.qk_norm_scope == "head" else queries + keys
-        norms = 2 * width * (self.pre_norm + self.post_norm)
-        block = attention + 3 * width * self.width_of_mlp + norms
-        embeddings = padded_vocabulary(vocab_size) * width * (1 if self.tie_embeddings else 2)
-        return embeddings + self.n_layers * block + width
+    @property
+    def width_of_expert(self) -> int:
+        return self.expert_size or self.width_of_mlp
+
+    def has_experts(self, layer: int) -> bool:
+        return self.n_experts > 0 and layer >= self.dense_layers
 
 
 def padded_vocabulary(vocab_size: int) -> int:

@@ -6,7 +6,8 @@ least p of what top-k left (nucleus sampling; Holtzman et al., 2019). Example: p
 0.15, 0.05 with top-p 0.8 become 0.625, 0.375, 0, 0. Of equal tokens the one with the lower id comes first.
 
 Every sequence has a generator of its own, so what it becomes does not depend on its company in the
-batch. `generate` reads the whole context at every step; caches are another module's idea.
+batch. `generate` reads each token once, through caches, until a sequence is longer than the context;
+from there on, and for attentions without a cache, it reads the last `context_length` tokens anew.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -17,7 +18,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.decoder import Decoder
 
@@ -79,20 +80,52 @@ def generate(
         prompts: token ids, at least one each; prompt i draws from a generator seeded with seed + i.
         context_length: the model sees at most this many of the last tokens.
     """
-    device = model.embedding.weight.device
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     sequences = [list(prompt) for prompt in prompts]
+    reader = CachedReader(model, len(prompts), context_length) if model.has_caches else None
     live = list(range(len(prompts)))
     for _ in range(n_tokens):
         if not live:
             break
-        windows = [torch.tensor(sequences[i][-context_length:]) for i in live]
-        inputs = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)  # causal: padding behind is not seen
-        last = torch.tensor([len(window) - 1 for window in windows])
-        logits_BV = model(inputs.to(device))[torch.arange(len(live)), last]
+        fits = reader is not None and all(len(sequences[i]) <= context_length for i in live)
+        if fits:
+            assert reader is not None
+            logits_BV = reader.next_logits(sequences, live)
+        else:
+            logits_BV = windowed_logits(model, [sequences[i][-context_length:] for i in live])
         drawn = draw(logits_BV, sampling, [generators[i] for i in live])
         for i, token in zip(live, drawn, strict=True):
             sequences[i].append(token)
         live = [i for i, token in zip(live, drawn, strict=True) if token != stop]
     continuations = [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompts, strict=True)]
     return [tokens[:-1] if tokens and tokens[-1] == stop else tokens for tokens in continuations]
+
+
+def windowed_logits(model: Decoder, windows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits behind each sequence, read from its start, [B, V]."""
+    inputs = nn.utils.rnn.pad_sequence([torch.tensor(w) for w in windows], batch_first=True)
+    last = torch.tensor([len(window) - 1 for window in windows])  # causal: padding behind is not seen
+    return model(inputs.to(model.embedding.weight.device))[torch.arange(len(windows)), last]
+
+
+class CachedReader:
+    """Reads what is new of growing sequences, and remembers the rest (model/cache.py)."""
+
+    def __init__(self, model: Decoder, n_sequences: int, capacity: int):
+        self.model = model
+        self.caches = model.new_caches(n_sequences, capacity)
+        self.n_read = [0] * n_sequences
+
+    def next_logits(self, sequences: Sequence[Sequence[int]], live: Sequence[int]) -> Tensor:
+        """Logits behind each of the live sequences, [live, V]; the others stay as they are."""
+        new = [sequences[i][self.n_read[i] :] if i in live else [] for i in range(len(sequences))]
+        longest = max(len(tokens) for tokens in new)
+        padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in new]
+        inputs = torch.tensor(padded, device=self.model.embedding.weight.device)
+        lengths = torch.tensor([len(tokens) for tokens in new], device=inputs.device)
+        offsets = torch.arange(longest, device=inputs.device)
+        real = offsets < lengths[:, None]
+        positions = torch.where(real, torch.tensor(self.n_read, device=inputs.device)[:, None] + offsets, 0)
+        logits_BTV = self.model.extend(inputs, positions, self.caches, torch.where(real, 0, -1))
+        self.n_read = [n + len(tokens) for n, tokens in zip(self.n_read, new, strict=True)]
+        return logits_BTV[list(live), (lengths - 1)[list(live)]]

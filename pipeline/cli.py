@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def cli() -> None:
     \b
     A first day:
       millrace doctor                        is this machine ready?
-      millrace run --smoke                   every stage in a minute or two, in a copy
+      millrace run --smoke                   every stage in a minute and a half, in a copy
       millrace run                           the whole pipeline, or what changed of it
       dvc metrics show                       what came out
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
@@ -66,7 +67,8 @@ def run(targets: tuple[str, ...], only: bool, smoke: bool, settings: tuple[str, 
       millrace run -S train.seed=1     in a git worktree beside, kept as a DVC experiment
       millrace run --smoke             does every stage work? (recipes/smoke.yaml)
 
-    A Prefect server is used if PREFECT_API_URL names one, else a temporary one.
+    A Prefect server is used if PREFECT_API_URL names one, else a temporary one. While another DVC command works
+    here, this one waits for it (`dvc repro` would refuse).
     """
     root = find_root()
     check(root, targets, only)
@@ -177,14 +179,26 @@ def run_smoke(root: Path, targets: list[str], only: bool) -> int:
 def run_experiment(root: Path, settings: tuple[str, ...], targets: list[str], only: bool) -> int:
     from pipeline.experiment import worktree
     from pipeline.graph import read_graph
+    from pipeline.programs import programs
 
-    with worktree(root, settings) as experiment:
-        check(experiment.folder, tuple(targets), only)
-        code = run_flow(targets, only, experiment.folder, experiment.variables)
-        if code == 0:
-            experiment.save(read_graph(experiment.folder).select(targets, only))
-            click.echo(f"millrace: experiment {experiment.name}: `dvc exp show`, `dvc exp apply {experiment.name}`")
-    return code
+    # from the first file of the worktree to its removal, so that a signal leaves neither it nor half an experiment
+    with programs.stop_on_signals(), worktree(root, settings) as experiment:
+        try:
+            check(experiment.folder, tuple(targets), only)
+        except BadInput as error:  # params.yaml itself has been checked
+            raise BadInput(f"-S: {re.sub(r'^params[.]yaml(:[0-9]+)?: ', '', str(error))}") from None
+        if code := run_flow(targets, only, experiment.folder, experiment.variables):
+            return code
+        graph = read_graph(experiment.folder)
+        if foreign := experiment.foreign_metrics(graph):
+            click.echo(
+                f"millrace: no experiment saved: the metrics of {', '.join(foreign)} are not of these params; what ran "
+                "is in the DVC cache, and the same command without stages runs the rest"
+            )
+            return 0
+        experiment.save(graph.select(targets, only))
+    click.echo(f"millrace: experiment {experiment.name}: `dvc exp show`, `dvc exp apply {experiment.name}`")
+    return 0
 
 
 def main() -> None:

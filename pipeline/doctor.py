@@ -17,13 +17,23 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import links
 from stages.errors import BadInput
 
+if TYPE_CHECKING:
+    from stages.execution import Execution
+
 LEAST_FREE_GB, ENOUGH_FREE_GB = 2, 10
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "afs", "lustre", "gpfs")
+# The name of the language, the variable that names a compiler, the commands to look for, and the ending of sources.
+C = ("C", "CC", ("cc", "gcc", "clang"), "c")
+C_PLUS_PLUS = ("C++", "CXX", ("c++", "g++", "clang++"), "cpp")
+PROBES = {
+    "c": "#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n",
+    "cpp": "#include <vector>\nint main() { return std::vector<int>().size(); }\n",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +95,25 @@ def devices(root: Path) -> Finding:
         return Finding("torch", "failure", str(error).split("\n")[0], "run `make setup`")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     found = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {', '.join(names) or 'no GPU'}"
-    if _execution_device(root) == "cuda" and not torch.cuda.is_available():
+    execution = _execution(root)
+    if execution is not None and execution.device == "cuda" and not torch.cuda.is_available():
         mend = "set execution.device: auto, or install the driver and the CUDA build of torch"
         return Finding("torch", "failure", f"{found}; execution.device is cuda", mend)
     return Finding("torch", "ok", found)
 
 
 def compiler(root: Path) -> Finding:
-    """Compiles one line of C++, as torch.compile does on a CPU."""
-    command = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
-    mend = "install a C++ compiler (such as the package g++), or set execution.compile: false"
+    """Compiles one line of what torch.compile writes: C beside its GPU kernels, C++ where it is on for a CPU."""
+    execution = _execution(root)
+    cxx = execution is not None and execution.compile is True and not _has_gpu(execution)
+    language, variable, names, ending = C_PLUS_PLUS if cxx else C
+    mend = f"install a {language} compiler (such as the package {names[1]}), or set execution.compile: false"
+    command = os.environ.get(variable) or next(filter(shutil.which, names), "")
     if not command:
-        return Finding("compiler", "warning", "no c++, g++ or clang++; training runs uncompiled", mend)
+        return Finding("compiler", "warning", f"none of {', '.join(names)}; torch.compile needs one", mend)
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
-        source.write_text("#include <vector>\nint main() { return std::vector<int>(1).empty(); }\n")
+        source = Path(folder) / f"probe.{ending}"
+        source.write_text(PROBES[ending])
         try:
             built = _run([*command.split(), str(source), "-o", str(source.with_suffix(""))], root)
         except OSError as error:
@@ -111,7 +125,7 @@ def compiler(root: Path) -> Finding:
 
 def disk(root: Path) -> Finding:
     free = shutil.disk_usage(root).free / 1e9
-    mend = "free some space: `dvc gc --workspace` drops what no commit and no experiment of yours needs"
+    mend = "free some space: `dvc gc --all-commits --all-experiments` drops what no commit and no experiment needs"
     found = f"{free:.0f} GB free"
     if free < ENOUGH_FREE_GB:
         return Finding("disk", "failure" if free < LEAST_FREE_GB else "warning", found, mend)
@@ -180,14 +194,23 @@ def _project(root: Path) -> dict:
         raise BadInput(f"{root / 'pyproject.toml'}: {error}; run this in the root of the repository") from None
 
 
-def _execution_device(root: Path) -> str:
+def _execution(root: Path) -> Execution | None:
     from stages.execution import Execution
     from stages.params import ParamsFile
 
     try:
-        return ParamsFile(root / "params.yaml").section("execution", Execution).device
+        return ParamsFile(root / "params.yaml").section("execution", Execution)
     except BadInput:
-        return ""  # the check of params says it
+        return None  # the check of params says it
+
+
+def _has_gpu(execution: Execution) -> bool:
+    """Whether training takes one; false without torch, which its own check tells."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return False
+    return execution.device != "cpu" and torch.cuda.is_available()
 
 
 def _file_system_of(path: Path) -> str:

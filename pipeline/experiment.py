@@ -24,7 +24,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.graph import Graph
 from pipeline.links import cache_folder, dvc
+from pipeline.reproduce import stale_stages
 from pipeline.smoke import alone_in, copy_working_tree, override_params
 from stages.errors import BadInput
 from stages.params import ParamsFile
@@ -37,6 +39,17 @@ class Experiment:
     name: str
     folder: Path
     variables: dict[str, str]
+
+    def foreign_metrics(self, graph: Graph) -> list[str]:
+        """The stages whose metrics are those of other params: of the commit, from before the overrides.
+
+        After a run of some stages alone, what hangs on a stale stage has not seen the overrides either.
+        """
+        stale = stale_stages(self.folder)
+        if stale is None:
+            raise BadInput("DVC cannot tell which stages are stale, so nothing was saved; `dvc status` says why")
+        unseen = stale | {stage for name in stale & graph.stages.keys() for stage in graph.downstream(name)}
+        return [name for name, stage in graph.stages.items() if stage.metrics and name in unseen]
 
     def save(self, stages: Sequence[str]) -> None:
         """Keeps params, metrics and the outputs of `stages` as a DVC experiment of the present commit.
@@ -61,7 +74,8 @@ def worktree(root: Path, settings: Sequence[str]) -> Iterator[Experiment]:
     name = name_of(commit, overrides)
     folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
     with alone_in(folder):
-        _remove(root, folder)  # what a killed run has left
+        _sweep(root, folder.parent, keep=folder)
+        _remove(root, folder)
         try:
             _fill(root, folder, overrides)
             yield Experiment(name, folder, {"DVC_ROOT": str(root), "DVC_EXP_NAME": name})
@@ -111,13 +125,22 @@ def _fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> Non
     dvc(folder, "checkout", "--quiet", "--allow-missing")  # what cannot be had is made again
 
 
+def _sweep(root: Path, worktrees: Path, keep: Path) -> None:
+    """Removes the worktrees that killed runs have left; a run at work holds the lock of its own."""
+    for folder in worktrees.iterdir():
+        if folder.is_dir() and folder != keep:
+            with contextlib.suppress(BadInput), alone_in(folder):
+                _remove(root, folder)
+
+
 def _remove(root: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "worktree", "prune"], cwd=root, capture_output=True, check=False)
 
 
 def _git(folder: Path, *arguments: str, problem: str) -> str:
-    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    command = ["git", *arguments]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, start_new_session=True)
     if answer.returncode:
         reason = _last(answer.stderr)
         raise BadInput(f"-S runs beside the workspace, in a git worktree: {problem}{f' ({reason})' if reason else ''}")

@@ -35,6 +35,7 @@ class Stage:
     description: str = ""
     deps: tuple[str, ...] = ()
     outs: tuple[str, ...] = ()  # metrics and plots included
+    metrics: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
 
 
@@ -124,6 +125,7 @@ def _stage(name: str, entry: Mapping[str, Any], root: Path) -> Stage:
         description=entry.get("desc", ""),
         deps=paths("deps"),
         outs=paths("outs", "metrics", "plots"),
+        metrics=paths("metrics"),
         params=paths("params"),
     )
 

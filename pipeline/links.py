@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import environment
+from pipeline.programs import bound
 
 CLONE_FILE = 0x40049409  # FICLONE of linux/fs.h
 CHEAP_LINKS = "hardlink,symlink"
@@ -82,10 +83,16 @@ def configure(root: Path) -> str:
 
 
 def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `dvc` and returns what it said."""
+    """Runs `dvc` and returns what it said. Ctrl-C in the terminal reaches us alone, who decide; it dies with us."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     return subprocess.run(
-        command, cwd=root, env=environment.for_programs(), capture_output=True, text=True, check=False
+        bound(command),
+        cwd=root,
+        env=environment.for_programs(),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
     )
 
 

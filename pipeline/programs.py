@@ -1,10 +1,11 @@
 """Runs programs that end when we end, and streams their lines.
 
-Three ways to end are covered. Ctrl-C or SIGTERM: the signal is passed on as SIGINT to the program's
-own process group, which is how DVC leaves the decision to its stage, and we wait until the stage has
-saved what it must; a second signal passes SIGTERM, a third SIGKILL. kill -9 of us: the program was
-started by way of this very file, which asks Linux for a SIGTERM at the death of its parent. The end
-of a terminal: the same. And what a program leaves behind in its group when it ends is killed.
+Two ways to end are covered. Ctrl-C, SIGTERM, or SIGHUP from a terminal that ends (nohup has it
+ignored, and it stays so): the signal is passed on as SIGINT to the program's own process group, which
+is how DVC leaves the decision to its stage, and we wait until the stage has saved what it must; a
+second signal passes SIGTERM, a third SIGKILL. kill -9 of us: the program was started by way of this
+very file, which asks Linux for a SIGTERM at the death of its parent. And what a program leaves behind
+in its group when it ends is killed.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Programs:
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:
-        """Within this block SIGINT and SIGTERM call `stop` and nothing else; after it programs run again.
+        """Within this block SIGINT, SIGTERM and SIGHUP call `stop` and nothing else; after it programs run again.
 
         In another than the main thread, where signals never arrive, it does nothing.
         """
@@ -98,7 +99,7 @@ class Programs:
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop(number)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in ending_signals()}
         try:
             yield
         finally:
@@ -108,6 +109,12 @@ class Programs:
 
 
 programs = Programs()
+
+
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a program to end; without SIGHUP where nohup has it ignored."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hung_up]
 
 
 def _read(program: subprocess.Popen[str], on_line: Callable[[str], None]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pipeline import environment
+from pipeline.links import dvc
 from pipeline.programs import STOPPED, programs
 
 Outcome = Literal["Unchanged", "Cached", "Completed", "Failed", "Busy", "Stopped", "NotRun"]
@@ -93,10 +93,7 @@ def stale_stages(directory: Path) -> set[str] | None:
 
     Asking once for the whole graph costs as much as asking for one stage.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    answer = subprocess.run(
-        command, cwd=directory, env=environment.for_programs(), capture_output=True, text=True, check=False
-    )
+    answer = dvc(directory, "status", "--json")
     try:
         return set(json.loads(answer.stdout)) if answer.returncode == 0 else None
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Every stage in a minute or two, with tiny params, in a copy of the working tree.
+"""Every stage in a minute and a half, with tiny params, in a copy of the working tree.
 
 The copy lies in .dvc/tmp/millrace/smoke with a data folder, a DVC cache and an MLflow store of its own,
 so nothing of the workspace is read or written: not data/, not dvc.lock, not the run cache, no registry.

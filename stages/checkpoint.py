@@ -11,9 +11,13 @@ Equal training gives equal bytes: no file holds a time, a host or a path.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +46,9 @@ def save_checkpoint(
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, beside / "model.safetensors"
-    )
-    save_file({name: t.detach().contiguous().cpu() for name, t in optimizer.items()}, beside / "optimizer.safetensors")
+    for path, tensors in ((beside / "model.safetensors", model), (beside / "optimizer.safetensors", optimizer)):
+        with refused_by_system(path):
+            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
     files = sorted(path for path in beside.iterdir())
@@ -58,6 +61,20 @@ def save_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     sync(folder.parent)
+
+
+@contextlib.contextmanager
+def refused_by_system(path: Path) -> Iterator[None]:
+    """Raises as OSError what safetensors tells in words, "No space left on device (os error 28)", while it writes."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def problem_of(folder: Path) -> str | None:
@@ -111,6 +128,6 @@ def load_model(folder: Path, device: str = "cpu") -> Decoder:
     if problem:
         raise BadInput(f"{problem}; run `dvc checkout`, or `dvc repro train`")
     architecture, config = model_config(folder)
-    model = Decoder(architecture, config["vocab_size"])
+    model = Decoder(architecture, config["vocab_size"], config["context_length"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.to(device).eval()

@@ -122,9 +122,10 @@ class Job:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 raise `Stopped`, or wait in `received` while deferred.
+    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise `Stopped`, or wait in `received` while deferred.
 
-    Training defers them to the end of its step, where the state is whole, and writes a checkpoint.
+    Training defers them to the end of its step, where the state is whole, and writes a checkpoint. SIGHUP comes
+    when the terminal or the connection ends; what nohup has started ignores it, and goes on.
     """
 
     def __init__(self) -> None:
@@ -134,6 +135,8 @@ class Signals:
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
         self.received = number
@@ -156,6 +159,7 @@ signals = Signals()
 def main(run: Callable[..., None]) -> None:
     """Runs a stage as a program and exits with its code."""
     stage = run.__module__.split(".")[1]
+    job: Job | None = None
     try:
         signals.install()
         if os.environ.get("DVC_STAGE"):
@@ -176,15 +180,25 @@ def main(run: Callable[..., None]) -> None:
     except Stopped as stopped:
         sys.exit(_complain(stage, f"stopped by {stopped}; the same command goes on from here", 130))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+        if error.errno != errno.ENOSPC and error.filename is None:
+            raise  # says too little without its traceback
+        scratch = job.execution.scratch if job else ""
+        sys.exit(_complain(stage, file_problem(error, scratch), 1))
+
+
+def file_problem(error: OSError, scratch: str) -> str:
+    """One line for what the system refused: a full disk with its mend, else the path and the reason."""
+    if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(Path.cwd()).free / 1e9
-        message = (
+        return (
             f"the disk is full ({free:.1f} GB free here) while writing {error.filename or 'an output'}; free some "
-            "space (`dvc gc --workspace`), or point execution.scratch at another disk. Earlier outputs are in "
-            "the DVC cache: `dvc checkout` brings them back"
+            "space (`dvc gc --all-commits --all-experiments` drops what no commit and no experiment needs), or point "
+            "execution.scratch at another disk. Earlier outputs are in the DVC cache: `dvc checkout` brings them back"
         )
-        sys.exit(_complain(stage, message, 1))
+    path = os.fsdecode(error.filename)
+    if scratch and Path(path).is_relative_to(scratch):
+        return f"execution.scratch: {path}: {error.strerror}; name a folder that can be written"
+    return f"{path}: {error.strerror}"
 
 
 def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:

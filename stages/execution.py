@@ -22,6 +22,7 @@ class Execution(Section):
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"
     scratch: str = ""
     checkpoint_interval: int = Field(default=100, ge=1)
     log_interval: int = Field(default=10, ge=1)

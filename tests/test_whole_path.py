@@ -139,6 +139,10 @@ def test_an_experiment_reruns_train_evaluate_and_export_and_moves_no_alias(repos
     assert int(client.get_model_version_by_alias("millrace", "champion").version) == 1
     shown = dvc(repository, "exp", "show", "--csv", "--no-pager")
     assert "post-norm" in shown
+    changed = subprocess.run(
+        ["git", "diff", "--numstat", "params.yaml"], cwd=repository, capture_output=True, text=True
+    )
+    assert changed.stdout.split()[:2] == ["1", "1"], "DVC writes params.yaml anew; one line alone may differ"
     git(repository, "checkout", "--", ".")
     dvc(repository, "checkout")
     assert ran(dvc(repository, "repro")) == []

@@ -6,10 +6,11 @@ judge alone stands in its schema.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stages.huggingface import refuse_unsupported
+from model.config import ATTENTIONS, MLPS, NORMS
 from stages.params import ParamsFile
 
 Problem = tuple[list[str], str]
@@ -43,10 +44,16 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield keys, problem
 
 
-def exportable(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """The decoder has a twin in transformers, so that the last stage does not refuse what the first began."""
-    if reason := refuse_unsupported(sections["model"]):
-        yield ["model"], reason
+def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Norms, MLPs and attentions are built in, or stand below model/ (which stages/code/parts.py looks up)."""
+    model = sections["model"]
+    named = {"norm": ((model.norm,), NORMS), "mlp": ((model.mlp,), MLPS), "layer_pattern": (model.kinds, ATTENTIONS)}
+    for key, (names, known) in named.items():
+        for name in names:
+            if name not in known and not name.startswith("model."):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, exportable)
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts)

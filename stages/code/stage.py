@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.code.combinations import check_combinations
 from stages.code.fingerprint import HASH_LENGTH
 from stages.code.imports import Project
+from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
 from stages.entry import Job, file_sha256, write_json
 from stages.params import ParamsFile
@@ -32,11 +34,13 @@ WITHOUT_EFFECT = frozenset(
 
 def run(job: Job) -> None:
     params = ParamsFile(job.root / "params.yaml")
-    check_combinations(params, read_sections(params))
+    sections = read_sections(params)
+    check_combinations(params, sections)
     project = Project(job.root)
+    own = own_modules(params, project, sections["model"])
     stages = stage_names(project)
     for stage in stages:
-        write_json(job.staging / f"{stage}.json", fingerprint(project, stage))
+        write_json(job.staging / f"{stage}.json", fingerprint(project, stage, own))
     say(f"code: params.yaml is valid; fingerprints of {len(stages)} stages, {len(project.files)} modules")
 
 
@@ -46,10 +50,13 @@ def stage_names(project: Project) -> list[str]:
     return sorted(parts[1] for parts in names if parts[2:] == ["__main__"] and parts[1] != "code")
 
 
-def fingerprint(project: Project, stage: str) -> dict:
-    """What stands in data/code/STAGE.json: a hash per function of all modules the stage can reach."""
+def fingerprint(project: Project, stage: str, own: Sequence[str] = ()) -> dict:
+    """What stands in data/code/STAGE.json: a hash per function of all modules the stage can reach.
+
+    `own` are modules of parts that users named in params.
+    """
     modules: dict[str, dict[str, str]] = {}
-    for module in project.reachable(f"stages.{stage}.__main__", without=WITHOUT_EFFECT):
+    for module in reachable(project, f"stages.{stage}.__main__", WITHOUT_EFFECT, own):
         if hashes := project.hashes(module):
             modules[module] = hashes
         for path in project.data_files(module):

@@ -42,14 +42,18 @@ PROBABILITIES_AT_ONCE = 1 << 23  # entries of [B, H, T, T] in one layer
 def head_scores(model: Decoder, rows: TokenRows, max_tokens: int, device: str) -> list[dict[str, Any]]:
     """One entry per head: {layer, head, kind, and SCORES}, layers and heads from 0.
 
-    Reads the first rows of the split, `max_tokens` slots of them but at least one row.
+    Reads the first rows of the split, `max_tokens` slots of them but at least one row. An attention of one's
+    own that has no `probabilities` has no entries.
     """
     import torch
 
     slots = min(rows.context_length, MAX_SLOTS)
     n_rows = min(rows.n_rows, max(1, max_tokens // slots))
     step = max(1, PROBABILITIES_AT_ONCE // (model.config.n_heads * slots**2))
-    shape = (len(SCORES), model.config.n_layers, model.config.n_heads)
+    layers = [i for i, block in enumerate(model.blocks) if hasattr(block.attention, "probabilities")]
+    if not layers:
+        return []
+    shape = (len(SCORES), len(layers), model.config.n_heads)
     sums = torch.zeros(shape, dtype=torch.float64)
     counts = torch.zeros(len(SCORES), dtype=torch.float64)
     for first in range(0, n_rows, step):
@@ -61,9 +65,9 @@ def head_scores(model: Decoder, rows: TokenRows, max_tokens: int, device: str) -
             sums += _sums_of_batch(model, inputs, segments, positions, targets)
     means = (sums / counts.clamp(min=1)[:, None, None]).tolist()
     return [
-        {"layer": layer, "head": head, "kind": "full"}
-        | {name: round(means[s][layer][head], 6) for s, name in enumerate(SCORES)}
-        for layer in range(model.config.n_layers)
+        {"layer": layer, "head": head, "kind": model.config.kinds[layer]}
+        | {name: round(means[s][row][head], 6) for s, name in enumerate(SCORES)}
+        for row, layer in enumerate(layers)
         for head in range(model.config.n_heads)
     ]
 
@@ -107,16 +111,20 @@ def _sums_of_batch(model: Decoder, inputs: Tensor, segments: Tensor, positions: 
 
     from model.decoder import Block
 
-    cosine, sine, mask = model.rotation_and_mask(inputs, segments, positions)
-    assert mask is not None, "packed rows always have one"
-    x_BTC = model.embedding(inputs)
+    context = model.context(inputs, segments, positions)
+    x_BTC = model.embed(inputs, context.places.positions)
     layers = []
     for block in model.blocks:
         assert isinstance(block, Block)
-        p_BHTT = block.attention.probabilities(block.attention_norm(x_BTC), cosine, sine, mask)
+        if not hasattr(block.attention, "probabilities"):
+            x_BTC, _ = block(x_BTC, context)
+            continue
+        p_BHTT = block.attention.probabilities(  # type: ignore[operator]
+            block.attention_norm(x_BTC), context
+        )
         scored = zip(_per_query(p_BHTT, targets), targets.queries(), strict=True)
         layers.append(torch.stack([_head_sums(scores, queries) for scores, queries in scored]))
-        x_BTC = block(x_BTC, cosine, sine, mask)
+        x_BTC, _ = block(x_BTC, context)
     return torch.stack(layers, dim=1).cpu()
 
 

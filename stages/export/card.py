@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.config import ModelConfig
-from stages.huggingface import Architecture
+from stages.export.own_code import CLASS_NAME
 
 BASELINES = {
     "baseline_token_trigram": "Kneser-Ney trigram over the same tokens",
@@ -28,11 +28,13 @@ class Facts:
     """What the card is made of: JSON as the stages wrote it.
 
     Attributes:
+        class_name: of transformers, or our own. reason: what in the params chose it.
         config, state: of the checkpoint. train, pack, evaluate: metrics.json of these stages.
         samples: samples.json of evaluate. model_sha256: of the exported model.safetensors.
     """
 
-    architecture: Architecture
+    class_name: str
+    reason: str
     config: dict[str, Any]
     state: dict[str, Any]
     train: dict[str, Any]
@@ -44,7 +46,11 @@ class Facts:
 
 def model_card(name: str, facts: Facts) -> str:
     """README.md, with the header that the Hugging Face hub reads."""
-    parts = [HEADER.format(name=name, class_name=facts.architecture.class_name, **facts.train)]
+    parts = [
+        HEADER.format(
+            name=name, class_name=facts.class_name, origin=origin_of(facts), trust=trust_of(facts), **facts.train
+        )
+    ]
     parts += [figures(facts), architecture(facts), training(facts), samples(facts), provenance(facts)]
     parts.append(LIMITS.format(context_length=facts.config["context_length"]))
     return "\n".join(parts)
@@ -57,14 +63,14 @@ tags: [millrace]
 ---
 # {name}
 
-A decoder-only language model of {parameters:,} parameters, trained from nothing on {tokens:,} tokens by
+A decoder-only language model of {parameters:,} parameters, trained {origin} on {tokens:,} tokens by
 Millrace. It continues text; it was not taught to follow instructions.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{trust})
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})
 inputs = tokenizer("Returns the number of", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
@@ -99,14 +105,22 @@ def figures(facts: Facts) -> str:
     )
 
 
+def origin_of(facts: Facts) -> str:
+    start = facts.config["model"].get("init_sha256")
+    return f"from weights with sha256 `{start[:12]}`" if start else "from nothing"
+
+
+def trust_of(facts: Facts) -> str:
+    return ", trust_remote_code=True" if facts.class_name == CLASS_NAME else ""
+
+
 def architecture(facts: Facts) -> str:
     config = ModelConfig(**facts.config["model"])
     derived = {"head_dim": config.width_of_head, "intermediate_size": config.width_of_mlp}
     rows = [(f"`{key}`", f"{value}") for key, value in {**facts.config["model"], **derived}.items()]
     rows += [(f"`{key}`", f"{facts.config[key]}") for key in ("vocab_size", "context_length")]
     return (
-        f"## Architecture\n\n`{facts.architecture.class_name}`, because of {facts.architecture.reason}.\n\n"
-        f"{table(('parameter', 'value'), rows)}"
+        f"## Architecture\n\n`{facts.class_name}`, because of {facts.reason}.\n\n{table(('parameter', 'value'), rows)}"
     )
 
 

@@ -67,10 +67,10 @@ def check(request: Request) -> dict[str, Any]:
     if request.threads:
         torch.set_num_threads(request.threads)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        request.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        request.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=True
     )
     theirs, loading = loaded
-    tokenizer = AutoTokenizer.from_pretrained(request.folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(request.folder, local_files_only=True, trust_remote_code=True)
     ours = load_model(Path(request.checkpoint))
     rows = TokenRows(Path(request.rows))
     documents = [document.tolist() for document in itertools.islice(rows.documents(), request.documents)]

@@ -5,6 +5,7 @@
     generation_config.json  where a text begins and ends
     tokenizer.json          ours, and it puts <|endoftext|> before every text
     tokenizer_config.json   makes it a PreTrainedTokenizerFast
+    modeling_millrace.py .. our own code, if transformers has no such architecture (own_code.py)
 
 In training every document stands behind <|endoftext|>, so a prompt without it is something that the
 model has never seen. Example: "a b" becomes the ids of <|endoftext|>, a, b, as Llama's <s> does.
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from stages.checkpoint import refused_by_system
 from stages.entry import write_json
 from stages.errors import BadInput
+from stages.export.own_code import own_settings, own_weights, write_code
 from stages.huggingface import to_huggingface
+from stages.huggingface_twins import twin_of
 from stages.vocabulary import END_OF_TEXT, PADDING
 
 
@@ -34,14 +38,20 @@ def write_folder(
         tokenizer: tokenizer.json as the stage `tokenizer` wrote it.
 
     Raises:
-        BadInput: the tokenizer lacks a special token, or transformers has no such architecture.
+        BadInput: the tokenizer lacks a special token.
     """
     from safetensors.numpy import load_file, save_file
 
     token_ids = write_tokenizer(folder, tokenizer, context_length)
     ours = load_file(checkpoint / "model.safetensors")
-    settings, theirs = to_huggingface(ours, config, vocab_size, context_length, token_ids)
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    if twin_of(config) is None:
+        write_code(folder, config)
+        settings, theirs = own_settings(config, vocab_size, context_length, token_ids), own_weights(ours)
+    else:
+        settings, theirs = to_huggingface(ours, config, vocab_size, context_length, token_ids)
+    path = folder / "model.safetensors"
+    with refused_by_system(path):
+        save_file(theirs, path, metadata={"format": "pt"})
     write_json(folder / "config.json", settings)
     write_json(folder / "generation_config.json", token_ids)
 

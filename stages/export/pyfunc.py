@@ -20,8 +20,8 @@ class TextGenerator:
     def __init__(self, path: str):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=True)
+        self.model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, trust_remote_code=True).eval()
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[str]:
         """One continuation for each prompt; MLflow hands lists of prompts over as a data frame of one column."""

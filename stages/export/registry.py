@@ -101,7 +101,8 @@ def promotion(candidate: Candidate, version: ModelVersion, champion: ModelVersio
     """Whether the alias moves to `version`, and why or why not."""
     ours = float(candidate.tags["bits_per_byte"])
     if champion is not None and str(champion.version) == str(version.version):  # a number in SQL, text over HTTP
-        return True, champion.tags.get("promotion", "chosen by hand").removeprefix(f"{CHAMPION}: ")
+        said = champion.tags.get("promotion", "")
+        return True, said.removeprefix(f"{CHAMPION}: ") if said.startswith(CHAMPION) else "chosen by hand"
     if candidate.experiment:
         return False, f"made in the DVC experiment {candidate.experiment}, where no alias moves"
     if champion is None:
@@ -109,7 +110,11 @@ def promotion(candidate: Candidate, version: ModelVersion, champion: ModelVersio
     text = champion.tags.get("eval_sha256", "unknown")
     if text != candidate.tags["eval_sha256"]:
         mine = candidate.tags["eval_sha256"]
-        return False, f"version {champion.version} was measured on other text ({text[:12]}, here {mine[:12]})"
+        return False, (
+            f"version {champion.version} was measured on other text ({text[:12]}, here {mine[:12]}); to choose this "
+            f"one all the same: MlflowClient().set_registered_model_alias({candidate.name!r}, {CHAMPION!r}, "
+            f"{str(version.version)!r}), see docs/tracking.md"
+        )
     theirs = float(champion.tags["bits_per_byte"])
     relation = "are below" if ours < theirs else "are not below"
     return ours < theirs, (

@@ -2,7 +2,8 @@
 
     data/train/best ──► data/export/hf ──► opened by transformers in a process of its own ──► MLflow
 
-The architecture follows from the params (stages/huggingface.py). The proof (check.py) compares logits
+The architecture follows from the params (stages/huggingface.py); one that transformers does not have goes
+with its own code (own_code.py). The proof (check.py) compares logits
 and greedy text on test documents; without it nothing is published or registered. Registration
 (registry.py) needs MLflow, which may be away: the export is then whole all the same, and the log says
 how to register it later. The folder depends on the checkpoint, the tokenizer and the figures alone.
@@ -21,10 +22,11 @@ from stages.errors import BadInput
 from stages.export.card import Facts, model_card
 from stages.export.check import Request
 from stages.export.folder import write_folder
+from stages.export.own_code import CLASS_NAME
 from stages.export.params import ExportParams
 from stages.export.proof import Proof
 from stages.export.registry import Candidate, register
-from stages.huggingface import architecture_of
+from stages.huggingface_twins import twin_of
 from stages.progress import say
 from stages.provenance import in_experiment
 from stages.tracking import Run, Unavailable, open_run
@@ -36,7 +38,7 @@ def run(job: Job, export: ExportParams) -> None:
     """Writes hf/, manifest.json and metrics.json.
 
     Raises:
-        BadInput: a damaged checkpoint, or an architecture that transformers does not have.
+        BadInput: a damaged checkpoint.
         Mismatch: transformers loads the folder and computes something else.
     """
     checkpoint = job.root / "data/train/best"
@@ -47,7 +49,7 @@ def run(job: Job, export: ExportParams) -> None:
         facts = write_export(job, export, checkpoint, state)
         compared = proof.compare(proof_request(job, export, checkpoint))
         say(
-            f"transformers loads it as {facts.architecture.class_name} ({facts.architecture.reason}): logits within "
+            f"transformers loads it as {facts.class_name} ({facts.reason}): logits within "
             f"{compared['difference']:.1e} of ours over {compared['tokens']:,} tokens of {compared['documents']} test "
             f"documents, {compared['greedy_tokens']} greedy tokens equal"
         )
@@ -72,8 +74,10 @@ def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[s
     def read(name: str) -> Any:
         return json.loads((job.root / "data" / name).read_text(encoding="utf-8"))
 
+    twin = twin_of(architecture)
     facts = Facts(
-        architecture=architecture_of(architecture),
+        class_name=twin.class_name if twin else CLASS_NAME,
+        reason=twin.reason if twin else "no architecture of transformers is this one",
         config=config,
         state=state,
         train=read("train/metrics.json"),
@@ -104,8 +108,8 @@ def write_metrics(job: Job, facts: Facts, compared: dict[str, Any]) -> dict[str,
     files = sorted(path for path in (job.staging / "hf").iterdir())
     manifest = {
         "version": 1,
-        "architecture": facts.architecture.class_name,
-        "reason": facts.architecture.reason,
+        "architecture": facts.class_name,
+        "reason": facts.reason,
         "files": [{"file": f"hf/{p.name}", "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files],
     }
     write_json(job.staging / "manifest.json", manifest)

@@ -31,7 +31,8 @@ def launch(job: Job, folder: Path) -> None:
     outcome.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={job.execution.n_processes}", "-m", "stages.train.worker", str(described),
+        f"--nproc-per-node={job.execution.n_processes}", f"--signals-to-handle={signals_of_torchrun()}",
+        "-m", "stages.train.worker", str(described),
     ]  # fmt: skip
     code_root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code_root), os.environ.get("PYTHONPATH", "")])}
@@ -53,3 +54,9 @@ def launch(job: Job, folder: Path) -> None:
         raise (BadInput if reason["bad_input"] else Failed)(reason["message"])
     if code:
         raise Failed(f"training ended with exit code {code}; the reason stands above")
+
+
+def signals_of_torchrun() -> str:
+    """Those that end its ranks: by its own choice also SIGHUP, which nohup had it ignore."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else ["SIGHUP"]
+    return ",".join(["SIGTERM", "SIGINT", "SIGQUIT", *hung_up])

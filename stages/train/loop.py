@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 
@@ -114,6 +115,9 @@ def train_step(run: TrainingRun, batches: Batches) -> StepResult:
         state.skipped_steps += 1
         state.consecutive_skipped += 1
     run.optimizers.zero_grad()
+    for experts in run.experts:
+        run.ranks.sum_(experts.counts)
+        experts.end_step()
     state.step += 1
     state.tokens += n_labels
     seconds = time.perf_counter() - started
@@ -121,21 +125,27 @@ def train_step(run: TrainingRun, batches: Batches) -> StepResult:
 
 
 def accumulate_gradients(run: TrainingRun, batches: StepBatches, n_labels: int) -> float:
-    """Adds the gradient of the global mean loss; returns the nats of this rank.
+    """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank.
 
     DDP averages over ranks, so the local sum is scaled up by their number. Only the last micro-batch
     communicates.
     """
     nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
+        torch.manual_seed(dropout_seed(run.params.seed, run.state.step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
         last = i == len(batches.micro_batches) - 1
         silent = isinstance(run.objective, DistributedDataParallel) and not last
         with run.objective.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(run.ranks.device, run.params.precision):
-                loss = run.objective(*to_tensors(batch, run.ranks.device))
+                loss, cross_entropy = run.objective(*to_tensors(batch, run.ranks.device))
             (loss * (run.ranks.world / n_labels)).backward()
-        nats += loss.detach()
+        nats += cross_entropy.detach()
     return float(nats)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:7], "big")
 
 
 def diverged(run: TrainingRun) -> str:

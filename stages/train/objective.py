@@ -10,24 +10,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.decoder import Decoder
 from stages.tokens import IGNORED_LABEL
 
 
 class CausalObjective(nn.Module):
-    """Sum of cross-entropies over the labels of a micro-batch; logits and loss in fp32."""
+    """Sums over the labels of a micro-batch; logits and losses in fp32."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Decoder, z_loss: float = 0.0):
         super().__init__()
-        self.model = model
+        self.model, self.z_loss = model, z_loss
 
-    def forward(self, inputs_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        logits_BTV = self.model(inputs_BT, segments_BT, positions_BT)
-        return F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
+    def forward(
+        self, inputs_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is minimised, and its part that is cross-entropy."""
+        context = self.model.context(inputs_BT, segments_BT, positions_BT)
+        total, nats = self.of_hidden(self.model.hidden(inputs_BT, context), labels_BT)
+        for loss in context.losses:
+            total = total + loss
+        return total, nats
+
+    def of_hidden(self, hidden_BTC: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the last hidden states, without the losses of blocks."""
+        logits_NV = self.model.logits(hidden_BTC).flatten(0, 1).float()
+        labels_N = labels_BT.flatten()
+        total = nats = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
+        if self.z_loss:  # keeps the normaliser of the softmax near 1 (PaLM, 2022)
+            total = total + self.z_loss * (logits_NV.logsumexp(dim=-1).square() * (labels_N != IGNORED_LABEL)).sum()
+        return total, nats
 
 
-OBJECTIVES: dict[str, type[nn.Module]] = {"causal": CausalObjective}
+def compile_parts(objective: CausalObjective) -> None:
+    """Compiles every block by itself, and the head with its loss.
+
+    Blocks of one kind share their compiled code, so that it takes seconds where the whole takes minutes, at
+    equal speed. Masks are made outside: their cost is paid once and not traced.
+    """
+    for block in objective.model.blocks:
+        block.compile(dynamic=False)
+    objective.of_hidden = torch.compile(objective.of_hidden, dynamic=False)  # type: ignore[method-assign]
+
+
+OBJECTIVES: dict[str, type[CausalObjective]] = {"causal": CausalObjective}
 
 
 def autocast(device: str, precision: str) -> torch.autocast:

@@ -1,7 +1,7 @@
 """AdamW and Muon, and which parameter each of them moves.
 
-`adamw` moves everything. `muon` moves the matrices of the blocks by Muon, and embeddings, head and
-gains by AdamW. Weight decay applies to matrices alone, embeddings and gains have none; the choice is
+`adamw` moves everything. `muon` moves the matrices of the blocks by Muon, and embeddings, head, gains
+and biases by AdamW. Weight decay applies to matrices alone, embeddings and gains have none; the choice is
 by shape and place, never by a list of names. Every parameter belongs to exactly one group.
 
 States are fp32, as the weights are: 8 bytes a parameter under AdamW, 4 under Muon.
@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
 
     The update of a [rows, columns] matrix is scaled by sqrt(max(1, rows / columns)), so that its
     effect on the output does not depend on the shape. Matrices of one shape are stacked and
-    orthogonalised together.
+    orthogonalised together; a parameter of three dimensions is a stack already, of experts.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
@@ -48,14 +48,14 @@ class Muon(torch.optim.Optimizer):
                     momentum = state.setdefault("momentum", torch.zeros_like(parameter))
                     momentum.lerp_(gradient, 1 - group["momentum"])
                     updates.append(gradient.lerp(momentum, group["momentum"]))
-                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                scale = max(1.0, shape[-2] / shape[-1]) ** 0.5
                 for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, about, to a stack [n, rows, columns]; bf16 on GPUs."""
+    """The nearest semi-orthogonal matrices, about, to a stack [.., rows, columns]; bf16 on GPUs."""
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
@@ -72,9 +72,9 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, params: TrainParams):
         named = dict(model.named_parameters())
-        hidden = {name for name, p in named.items() if p.ndim == 2 and ".weight" in name and name.startswith("blocks.")}
+        hidden = {name for name, p in named.items() if p.ndim > 1 and name.startswith("blocks.")}
         gains = [p for p in named.values() if p.ndim < 2]
-        tables = [p for name, p in named.items() if p.ndim == 2 and name not in hidden]
+        tables = [p for name, p in named.items() if p.ndim > 1 and name not in hidden]
         matrices = [named[name] for name in named if name in hidden]
         adamw_groups = [
             {"params": gains, "weight_decay": 0.0},

@@ -26,6 +26,7 @@ class TrainParams(Section):
     warmup_steps: int = Field(default=20, ge=0)
     decay_ratio: float = Field(default=0.2, gt=0, le=1)
     min_lr_ratio: float = Field(default=0.0, ge=0, lt=1)
+    z_loss: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_interval: int = Field(default=100, ge=1)

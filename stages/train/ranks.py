@@ -33,6 +33,11 @@ class Ranks:
         distributed.all_reduce(tensor)
         return tensor.tolist()
 
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """The same for a tensor on the device, in place."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+
     def barrier(self) -> None:
         if self.world > 1:
             distributed.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -14,11 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.experts import Experts
 from stages.entry import Job, plain
+from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
-from stages.train.objective import OBJECTIVES
+from stages.train.initial import load_initial_weights
+from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
@@ -53,6 +57,11 @@ class TrainingRun:
     rows_per_step: int
     micro_batch: int
 
+    @functools.cached_property
+    def experts(self) -> list[Experts]:
+        """The layers whose router counts the choices of a step."""
+        return [module for module in self.model.modules() if isinstance(module, Experts)]
+
     @property
     def execution(self) -> Execution:
         return self.job.execution
@@ -69,9 +78,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
-    model = Decoder(model_config, train_rows.vocab_size)
-    model.initialise(torch.Generator().manual_seed(params.seed))
-    model.to(ranks.device)
+    model = new_model(model_config, params, train_rows, job.execution, ranks)
     optimizers = Optimizers(model, params)
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity)
@@ -81,17 +88,44 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         state = checkpoints.load(newest, model, optimizers)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
-    objective: nn.Module = OBJECTIVES[params.objective](model)
+    bare = OBJECTIVES[params.objective](model, params.z_loss)
+    objective: nn.Module = bare
     if wants_compile(job.execution, ranks):
-        objective.compile(dynamic=False)
+        compile_parts(bare)
     if ranks.world > 1:
         on_gpu = ranks.device.startswith("cuda")
-        objective = DistributedDataParallel(objective, device_ids=[ranks.device] if on_gpu else None)
+        objective = DistributedDataParallel(
+            objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False
+        )
     micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
         state, rows_per_step, micro_batch,
     )  # fmt: skip
+
+
+def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, execution: Execution, ranks: Ranks) -> Decoder:
+    """The decoder with its first weights, drawn or read from `init_from`, on the device.
+
+    Raises:
+        BadInput: `init_from` does not fit, or the attention backend cannot do what is asked.
+    """
+    model = Decoder(config, rows.vocab_size, rows.context_length)
+    if config.init_from:
+        load_initial_weights(model, rows.vocab_size)
+    else:
+        model.initialise(torch.Generator().manual_seed(params.seed))
+    model.to(ranks.device)
+    model.attention_backend = execution.attention_backend
+    try:
+        with autocast(ranks.device, params.precision):
+            model.context(
+                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
+                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
+            )
+    except ValueError as error:
+        raise BadInput(f"params.yaml: execution.{error}") from None
+    return model
 
 
 def run_key(job: Job) -> str:

@@ -1,7 +1,7 @@
 """Speed and memory of a training, for timing.json: nothing depends on it, so it may differ every time.
 
 Only training steps count: validation, checkpoints and the first steps, in which kernels are compiled,
-do not. After a resume the figures are those of the resumed part.
+do not, except in the rate while nothing else is known. After a resume the figures are those of the resumed part.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import resource
 from typing import TYPE_CHECKING
 
 import torch
+
+from model.size import flops_per_token
 
 if TYPE_CHECKING:
     from stages.train.loop import StepResult
@@ -31,10 +33,12 @@ class Timing:
         self.tokens = 0
         self.seconds = 0.0
         self.waited = 0.0
+        self.all_tokens = 0
         self.all_seconds = 0.0
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
+        self.all_tokens += result.n_labels
         self.all_seconds += result.seconds
         if self.steps > WARM_UP_STEPS:
             self.tokens += result.n_labels
@@ -43,12 +47,15 @@ class Timing:
 
     @property
     def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        if self.seconds:
+            return self.tokens / self.seconds
+        return self.all_tokens / self.all_seconds if self.all_seconds else 0.0
 
     def report(self, run: TrainingRun) -> dict[str, float | int | None]:
         """The content of timing.json; `mfu` is null where the peak of the device is not known."""
         peak = peak_flops(run.ranks.device, run.params.precision)
-        per_token = flops_per_token(run)
+        rows = run.train_rows
+        per_token = flops_per_token(run.model.config, rows.vocab_size, rows.context_length)
         return {
             "tokens_per_s": round(self.tokens_per_s, 1),
             "mfu": round(self.tokens_per_s * per_token / (peak * run.ranks.world), 4) if peak else None,
@@ -56,19 +63,6 @@ class Timing:
             "data_wait_ratio": round(self.waited / self.seconds, 5) if self.seconds else 0.0,
             "seconds": round(self.all_seconds, 2),
         }
-
-
-def flops_per_token(run: TrainingRun) -> float:
-    """Forward and backward: 6 per weight in a matrix product, 12 L H D T for attention (Chowdhery et al., 2022).
-
-    The embedding is a look-up and counts once, as the head.
-    """
-    config = run.model.config
-    weights = sum(parameter.numel() for parameter in run.model.parameters() if parameter.ndim == 2)
-    if not config.tie_embeddings:
-        weights -= run.model.embedding.weight.numel()
-    attention = config.n_layers * config.n_heads * config.width_of_head * run.train_rows.context_length
-    return 6.0 * weights + 12.0 * attention
 
 
 def peak_flops(device: str, precision: str) -> float | None:

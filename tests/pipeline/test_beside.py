@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
 from pipeline.experiment import name_of, parse, worktree
+from pipeline.graph import read_graph
 from pipeline.reproduce import reproduce
 from pipeline.smoke import LARGE_BYTES, override_params, smoke_copy
 from stages.entry import content_hash
@@ -129,6 +136,77 @@ def test_an_experiment_runs_beside_and_is_kept(edited: Path) -> None:
     dvc(edited, "exp", "apply", experiment.name)
     assert "amount: 3  # how often" in (edited / "params.yaml").read_text()
     assert "amount: 3" in (edited / "out" / "left" / "text").read_text()
+
+
+def test_an_experiment_with_metrics_of_other_params_is_told_from_a_whole_one(repository: Path) -> None:
+    dvc(repository, "repro", "--quiet")
+    command(repository, "git", "add", "dvc.lock")
+    command(repository, "git", "commit", "--quiet", "--message", "ran")
+    with worktree(repository, ["left.amount=3"]) as experiment:
+        graph = read_graph(experiment.folder)
+        assert experiment.foreign_metrics(graph) == ["left"]
+        dvc(experiment.folder, "repro", "--quiet")
+        assert experiment.foreign_metrics(graph) == []
+    with worktree(repository, ["left.amount=1"]) as experiment:
+        (experiment.folder / "source.txt").write_text("another")  # left itself is as it was, what it waits for is not
+        assert experiment.foreign_metrics(graph) == ["left"]
+
+
+def run_beside(repository: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`millrace run -S` with a flow that is `dvc repro`, and without params to check: the rest is the real thing."""
+    code = """
+        import subprocess, sys
+        from pathlib import Path
+        from pipeline import cli
+        def run_flow(targets, only, folder, variables):
+            return subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", *targets], cwd=folder).returncode
+        cli.check, cli.run_flow = lambda *_: None, run_flow
+        cli.main()
+    """
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), "run", *arguments],
+        cwd=repository, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_a_run_of_some_stages_saves_no_experiment_with_metrics_of_others(repository: Path) -> None:
+    dvc(repository, "repro", "--quiet")
+    command(repository, "git", "add", "dvc.lock")
+    command(repository, "git", "commit", "--quiet", "--message", "ran")
+    output, _ = run_beside(repository, "code", "-S", "left.amount=3").communicate(timeout=120)
+    assert "millrace: no experiment saved: the metrics of left are not of these params;" in output
+    assert dvc(repository, "exp", "list", "--name-only").split() == []
+    output, _ = run_beside(repository, "left", "-S", "left.amount=3").communicate(timeout=120)
+    assert "millrace: experiment amount-" in output
+    assert len(dvc(repository, "exp", "list", "--name-only").split()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_experiment_is_saved_leaves_no_worktree(repository: Path, number: signal.Signals) -> None:
+    process = run_beside(repository, "-S", "left.amount=3")
+    while process.poll() is None and not is_at_work("exp", "save"):
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "millrace: experiment amount-" in output, output
+    assert not is_at_work("exp", "save")
+    assert [path for path in (repository / ".dvc/tmp/millrace/worktrees").iterdir() if path.is_dir()] == []
+    assert command(repository, "git", "worktree", "list").count("\n") == 1
+
+
+def is_at_work(*words: str) -> bool:
+    """Whether one of our descendants, or what they left behind, runs `dvc` with these words."""
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return any("dvc" in line and set(words) <= set(line) and "--name" in line for line in lines)
+
+
+def test_worktrees_of_killed_runs_are_swept_and_those_at_work_stay(repository: Path) -> None:
+    command(repository, "git", "worktree", "add", "--quiet", "--detach", ".dvc/tmp/millrace/worktrees/killed", "HEAD")
+    with worktree(repository, ["left.amount=2"]) as first, worktree(repository, ["left.amount=3"]) as second:
+        assert first.folder.is_dir() and second.folder.is_dir()
+        assert not (first.folder.parent / "killed").exists()
+        assert command(repository, "git", "worktree", "list").count("\n") == 3
 
 
 def test_an_experiment_needs_a_commit(tmp_path: Path) -> None:

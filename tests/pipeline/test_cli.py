@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline import cli, doctor
+from pipeline import cli, doctor, experiment
 from pipeline.params_view import Value, resolved
 from stages.errors import BadInput
 
@@ -76,6 +78,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "") and err.startswith(f"millrace: {message}") and err.count("\n") == 1
 
 
+def test_a_mistake_in_a_setting_is_told_as_one_of_the_setting(
+    broken: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def beside(root: Path, settings: tuple[str, ...]) -> Iterator[experiment.Experiment]:
+        yield experiment.Experiment("name", broken, {})
+
+    monkeypatch.setattr(experiment, "worktree", beside)
+    monkeypatch.chdir(ROOT)
+    code, _, err = millrace(capsys, monkeypatch, "run", "-S", "model.n_kv_head=2")
+    assert (code, err) == (2, "millrace: -S: model.n_kv_head: unknown key; did you mean n_kv_heads?\n")
+
+
 def test_an_unknown_option_is_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = millrace(capsys, monkeypatch, "run", "--onyl")
     assert code == 2 and "--only" in err
@@ -137,7 +152,7 @@ def test_the_doctor_names_what_is_wrong_with_its_mend(
     project = broken / "pyproject.toml"
     project.write_text(project.read_text().replace('requires-python = ">=3.11"', 'requires-python = ">=3.99"'))
     (broken / "constraints.txt").write_text("sympy==0.0.1  # a pin\nno-such-package==1\n")
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CC", "no-such-compiler")
     code, out, _ = millrace(capsys, monkeypatch, "doctor", "--json")
     found = {finding["check"]: finding for finding in json.loads(out)}
     assert code == 1
@@ -148,6 +163,15 @@ def test_the_doctor_names_what_is_wrong_with_its_mend(
     assert found["packages"]["mend"] == "run `make setup`"
     assert found["compiler"]["level"] == "warning" and "n_kv_head" in found["params"]["found"]
     assert all(finding["mend"] for finding in found.values() if finding["level"] != "ok")
+
+
+def test_the_doctor_asks_for_cxx_only_to_compile_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("MILLRACE_EXECUTION__DEVICE", "cpu")
+    assert doctor.compiler(ROOT).found.split(":")[0] != "no-such-compiler"
+    monkeypatch.setenv("MILLRACE_EXECUTION__COMPILE", "true")
+    found = doctor.compiler(ROOT)
+    assert found.level == "warning" and found.found.startswith("no-such-compiler:") and "C++ compiler" in found.mend
 
 
 def test_the_installed_command_is_this_one() -> None:

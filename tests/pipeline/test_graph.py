@@ -29,7 +29,12 @@ def test_edges_follow_from_paths(repository: Path) -> None:
 def test_a_stage_has_its_files_and_params(repository: Path) -> None:
     stages = read_graph(repository).stages
     assert stages["left"] == Stage(
-        "left", "one branch", ("out/code", "inputs"), ("out/left/text", "out/left/metrics.json"), ("left",)
+        "left",
+        "one branch",
+        deps=("out/code", "inputs"),
+        outs=("out/left/text", "out/left/metrics.json"),
+        metrics=("out/left/metrics.json",),
+        params=("left",),
     )
     assert stages["right"].outs == ("out/right", "out/right.csv")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.programs import STOPPED, Programs
+from pipeline.programs import STOPPED, Programs, ending_signals
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +94,15 @@ def test_signals_are_ours_within_the_block_alone(tmp_path: Path) -> None:
         assert programs.run(python("import time; time.sleep(60)"), tmp_path, os.environ, print) == -signal.SIGINT
         assert programs.stopped_by == "SIGINT"
     assert programs.stopped_by is None and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_lost_terminal_ends_us_as_sigterm_does_but_not_under_nohup() -> None:
+    assert signal.SIGHUP in ending_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ending_signals() == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")

@@ -192,6 +192,7 @@ BODIES = {
     "done": "(job.staging / 'out').write_text('x')",
     "bad": "raise BadInput('data/input/part: line 3 is empty; remove it')",
     "failed": "raise Failed('the loss is not finite')",
+    "refused": "Path('params.yaml/part').open('w')",
     "full": "Path('/dev/full').open('w', buffering=1).write('x\\n')",
     "wait": "(job.staging / 'out').touch(); Path('started').touch(); [time.sleep(0.01) for _ in range(6000)]",
     "publishing": "entry.sync = lambda path: os.kill(os.getpid(), signal.SIGTERM); (job.staging / 'out').touch()",
@@ -225,6 +226,7 @@ def wait_for(path: Path) -> None:
         ("bad", 2, "millrace: toy: data/input/part: line 3 is empty; remove it\n"),
         ("failed", 1, "millrace: toy: the loss is not finite. Earlier outputs are in the DVC cache: `dvc checkout` "),
         ("full", 1, "millrace: toy: the disk is full ("),
+        ("refused", 1, "millrace: toy: params.yaml/part: Not a directory\n"),
         ("publishing", 0, ""),
     ],
 )
@@ -236,7 +238,7 @@ def test_every_end_has_its_code_and_one_line(tmp_path, body, code, line):
     assert (tmp_path / "data/toy/out").exists() == (code == 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_stage_and_publishes_nothing(tmp_path, number):
     process = start(workspace(tmp_path), "wait")
     wait_for(tmp_path / "started")
@@ -245,6 +247,29 @@ def test_a_signal_stops_the_stage_and_publishes_nothing(tmp_path, number):
     assert process.returncode == 130
     assert errors == f"millrace: toy: stopped by {number.name}; the same command goes on from here\n"
     assert not (tmp_path / "data/toy").exists()
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
+    try:
+        process = start(workspace(tmp_path), "locked")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stdout.readline() == "in scratch\n"
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_told_with_its_param(tmp_path):
+    scratch = workspace(tmp_path) / "params.yaml" / "scratch"
+    process = start(tmp_path, "locked", MILLRACE_EXECUTION__SCRATCH=str(scratch))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert (
+        errors
+        == f"millrace: toy: execution.scratch: {scratch}/toy: Not a directory; name a folder that can be written\n"
+    )
 
 
 def test_a_second_process_waits_for_the_scratch_folder(tmp_path):

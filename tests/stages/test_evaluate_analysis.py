@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.attention import visible
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.evaluate import curves
@@ -167,24 +166,24 @@ def test_head_scores_equal_their_definition_on_every_segment_alone(model, rows):
 @torch.inference_mode()
 def probabilities_of_layer(model: Decoder, tokens: list[int], layer: int) -> torch.Tensor:
     inputs = torch.tensor([tokens])
-    cosine, sine, mask = model.rotation_and_mask(inputs, torch.zeros_like(inputs), None)
+    context = model.context(inputs)
     x = model.embedding(inputs)
     for block in model.blocks[:layer]:
-        x = block(x, cosine, sine, mask)
+        x, _ = block(x, context)
     block = model.blocks[layer]
-    return block.attention.probabilities(block.attention_norm(x), cosine, sine, mask)[0]
+    return block.attention.probabilities(block.attention_norm(x), context)[0]
 
 
 @torch.inference_mode()
 def test_probabilities_are_those_that_the_model_uses(model, rows):
     inputs, _, segments, positions = to_tensors(rows.batch(np.arange(4)), "cpu")
-    cosine, sine, mask = model.rotation_and_mask(inputs, segments, positions)
+    context = model.context(inputs, segments, positions)
     x, attention = model.embedding(inputs), model.blocks[0].attention
-    p = attention.probabilities(x, cosine, sine, visible(segments))
+    p = attention.probabilities(x, context)
     assert p.sum(-1) == pytest.approx(torch.ones(p.shape[:3]), abs=1e-5)
-    _, _, v_BKTD = attention._project(x, cosine, sine)
+    _, _, v_BKTD = attention.project(x, context)
     by_hand = p @ v_BKTD.repeat_interleave(2, dim=1)
-    torch.testing.assert_close(attention.output(by_hand.transpose(1, 2).flatten(2)), attention(x, cosine, sine, mask))
+    torch.testing.assert_close(attention.output(by_hand.transpose(1, 2).flatten(2)), attention(x, context))
 
 
 def test_a_head_that_looks_at_everything_alike(rows):

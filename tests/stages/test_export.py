@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,9 +222,40 @@ def test_equal_inputs_give_equal_bytes(workspace: Path, tmp_path: Path) -> None:
 def test_the_ablation_of_the_default_is_a_gemma3_and_proven(workspace: Path, tmp_path: Path) -> None:
     copy_inputs(workspace, tmp_path)
     job, facts = written(tmp_path, dataclasses.replace(SMALL, post_norm=True))
-    assert facts.architecture.class_name == "Gemma3ForCausalLM"
+    assert facts.class_name == "Gemma3ForCausalLM"
     compared = proof(tmp_path, job.staging / "hf")
     assert compared["problems"] == [] and compared["difference"] < 1e-5 and compared["documents"] == 3
+
+
+OWN = {
+    "hybrid": {"layer_pattern": "swa,mla", "window": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+               "qk_rope_head_dim": 4, "v_head_dim": 8},
+    "experts": {"n_experts": 4, "n_shared_experts": 1, "expert_size": 16},
+    "dyt": {"norm": "dyt", "mlp": "relu2", "positions": "sinusoidal", "logit_softcap": 5.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_what_transformers_does_not_have_goes_with_its_own_code(workspace: Path, tmp_path: Path, kind: str) -> None:
+    """Opened by transformers in another process that has this project's modules nowhere in its path."""
+    copy_inputs(workspace, tmp_path)
+    job, facts = written(tmp_path, dataclasses.replace(SMALL, **OWN[kind]))
+    assert facts.class_name == "MillraceForCausalLM"
+    compared = proof(tmp_path, job.staging / "hf")
+    assert compared["problems"] == [] and compared["difference"] < 1e-5
+    program = (
+        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "options = {'trust_remote_code': True}\n"
+        "model, loading = AutoModelForCausalLM.from_pretrained('hf', output_loading_info=True, **options)\n"
+        "tokenizer = AutoTokenizer.from_pretrained('hf', **options)\n"
+        "batch = tokenizer(['a b', 'c'], padding=True, return_tensors='pt')\n"
+        "print(model.generate(**batch, max_new_tokens=3, do_sample=False).shape)\n"
+        "assert not any(name.split('.')[0] in ('model', 'stages') for name in sys.modules), 'the export stands alone'\n"
+        "assert not loading['missing_keys'] and not loading['unexpected_keys'], loading"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=job.staging, env=environment, check=True, capture_output=True)
 
 
 def test_the_proof_sees_other_weights(workspace: Path, tmp_path: Path) -> None:
@@ -350,13 +383,19 @@ def test_champion_moves_by_rule_and_the_version_says_why(workspace: Path, export
         assert registered("f", float("nan")) == "2"
         assert registered("d", 1.7) == "4"
         assert registered("d", 1.7) == "4"
-    assert said[-1].startswith("rules version 4 (known already); champion: 1.7000")
-    tags = {str(v.version): v.tags["promotion"] for v in client.search_model_versions("name = 'rules'")}
+        tags = {str(v.version): v.tags["promotion"] for v in client.search_model_versions("name = 'rules'")}
+        client.set_registered_model_alias("rules", "champion", "5")  # as the line about version 5 tells
+        assert registered("e", 1.7, eval_sha256="e2") == "5"
+    assert said[-2].startswith("rules version 4 (known already); champion: 1.7000")
+    assert said[-1] == "rules version 5 (known already); champion: chosen by hand"
     assert tags["1"] == "not champion: made in the DVC experiment bluff-gyms, where no alias moves"
     assert tags["2"] == "champion: the first, with 1.8000 bits per byte"
     assert tags["3"] == "not champion: 1.8100 bits per byte are not below the 1.8000 of version 2 on the same text"
     assert tags["4"] == "champion: 1.7000 bits per byte are below the 1.8000 of version 2 on the same text"
-    assert tags["5"] == "not champion: version 2 was measured on other text (e1, here e2)"
+    assert tags["5"] == (
+        "not champion: version 2 was measured on other text (e1, here e2); to choose this one all the same: "
+        "MlflowClient().set_registered_model_alias('rules', 'champion', '5'), see docs/tracking.md"
+    )
     assert tags["6"].startswith("not champion: nan bits per byte are not below")
 
 

@@ -186,3 +186,21 @@ def test_the_environment_may_not_override_what_dvc_watches() -> None:
     with pytest.raises(BadInput, match=r"`dvc exp run -S train.max_steps=20`"):
         environment_overrides({"MILLRACE_TRAIN__MAX_STEPS": "20"})
     assert environment_overrides({"MILLRACE_HOME": "x", "TRAIN__MAX_STEPS": "20"}) == {}
+
+
+def test_dvc_exp_run_changes_no_line_of_params_yaml_but_the_one_it_is_told_to(tmp_path: Path) -> None:
+    """`dvc exp run -S` writes the file anew, so it must stand in git in the form in which DVC writes it."""
+    from dvc.utils.hydra import apply_overrides
+
+    original = (Path(__file__).parents[2] / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(original)
+    apply_overrides(path, ["train.seed=7"])
+    changed = [
+        (before, after)
+        for before, after in zip(original.splitlines(), path.read_text().splitlines(), strict=True)
+        if before != after
+    ]
+    assert [after.split("#")[0].split() for _, after in changed] == [["seed:", "7"]]
+    apply_overrides(path, ["train.seed=0"])
+    assert path.read_text() == original

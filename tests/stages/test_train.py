@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.size import n_parameters
 from stages.checkpoint import load_model, problem_of
 from stages.entry import Job
 from stages.errors import BadInput, Failed
@@ -27,6 +29,7 @@ from stages.train import stage
 from stages.train.optimizers import Muon, Optimizers, orthogonalise
 from stages.train.params import TrainParams
 from stages.train.schedule import lr_multiplier
+from stages.train.timing import Timing
 from stages.train.worker import describe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,7 +84,7 @@ def test_learns_and_publishes_what_the_contract_names(packed):
     assert abs(trace[0] - math.log(61)) < 0.15
     assert metrics["validation_loss"] < trace[0] - 0.5
     assert metrics["steps"] == 60 and metrics["skipped_steps"] == 0
-    assert metrics["parameters"] == MODEL.n_parameters(61)
+    assert metrics["parameters"] == n_parameters(MODEL, 61)
     assert sorted(path.name for path in out.iterdir()) == [
         "best", "last", "loss.csv", "metrics.json", "timing.json", "training.log",
     ]  # fmt: skip
@@ -109,7 +112,8 @@ def test_equal_inputs_give_equal_bytes(packed, tmp_path_factory):
         assert (third / path).read_bytes() == content, path
 
 
-def test_stopped_by_a_signal_it_saves_and_the_same_command_ends_with_the_same_bits(packed, tmp_path_factory):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopped_by_a_signal_it_saves_and_the_same_command_ends_with_the_same_bits(packed, tmp_path_factory, number):
     uninterrupted = weights(run_in(packed, execution=EXECUTION))
     scratch = EXECUTION.model_copy(
         update={"scratch": str(tmp_path_factory.mktemp("scratch")), "checkpoint_interval": 1000}
@@ -117,10 +121,21 @@ def test_stopped_by_a_signal_it_saves_and_the_same_command_ends_with_the_same_bi
     train = TRAIN
     process, folder = start_process(packed, scratch, train)
     wait_for(lambda: (folder / "loss.csv").exists() and (folder / "loss.csv").stat().st_size > 120, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) in (130, 0)
+    assert max(folder.glob("step-*")).name != "step-00000000"
     resumed = run_in(packed, train, scratch)
     assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in uninterrupted.items())
+
+
+def test_the_rate_counts_warm_up_steps_while_nothing_else_is_known():
+    timing, step = Timing(), SimpleNamespace(n_labels=100, seconds=2.0, data_wait_seconds=0.0)
+    assert timing.tokens_per_s == 0
+    timing.add(step)
+    assert timing.tokens_per_s == 50
+    timing.add(step)
+    timing.add(SimpleNamespace(n_labels=100, seconds=1.0, data_wait_seconds=0.0))
+    assert timing.tokens_per_s == 100
 
 
 @pytest.mark.parametrize("moment", ["at step 0", "between checkpoints", "while it saves", "after the last step"])

@@ -1,0 +1,152 @@
+"""One attention, several ways to compute it. All of them mean the same by a mask (model/context.py).
+
+    sdpa     torch's scaled_dot_product_attention, with a dense mask where one is needed; on CPUs too, and
+             the oracle of the others. Without a mask it takes cuDNN on Hopper.
+    flex     FlexAttention in Triton: blocks of 128 x 128, skipping those that nothing sees
+    varlen   torch's varlen_attn (FlashAttention 2): documents and windows, no sinks
+    fa4      the package flash-attn-4: documents and windows; sinks by kernels of ours (model/sinks.py)
+
+Each says what it cannot do (`unfit`), makes its form of a mask once per forward pass (`form`), and
+attends. `choose` takes the first that fits in the order of `preference`, which follows what was measured
+on one H200 (docs/model.md); a backend asked for by name fits or is refused.
+
+Shapes: B rows, T queries, S keys, H query heads, K key heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.context import Mask, Places, Reach, visible
+from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed
+from model.flex import attend_flex, block_mask
+
+NAMES = ("sdpa", "flex", "varlen", "fa4")
+WIDE = 1024
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What the choice depends on.
+
+    Attributes:
+        device: cpu or cuda. dtype: of queries, keys and values.
+        key_width, value_width: of a head. packed: rows hold several documents.
+        length: tokens in a row.
+    """
+
+    device: str
+    dtype: torch.dtype
+    n_heads: int
+    n_kv_heads: int
+    key_width: int
+    value_width: int
+    length: int
+    reach: Reach
+    packed: bool
+    causal: bool
+
+
+def unfit(name: str, case: Case) -> str:
+    """Why a backend cannot do it, or the empty text."""
+    if name == "sdpa":
+        return ""
+    if case.device != "cuda":
+        return f"{name} runs on GPUs only"
+    if name == "flex":
+        return "" if case.length >= 16 else "flex needs rows of at least 16 tokens"
+    if case.dtype not in HALF:
+        return f"{name} computes in bf16 or fp16, not in {str(case.dtype).removeprefix('torch.')}; set train.precision"
+    if not case.causal and case.reach.window:
+        return f"{name} has no window that looks both ways"
+    if name == "varlen":
+        return _varlen_unfit(case)
+    return _fa4_unfit(case)
+
+
+def _varlen_unfit(case: Case) -> str:
+    if case.reach.window and case.reach.sinks:
+        return "varlen has windows but no sinks; set model.sink_tokens to 0, or use flex"
+    if case.n_heads != case.n_kv_heads:
+        return "varlen has no grouped keys in torch 2.11; set model.n_kv_heads to model.n_heads, or use flex"
+    if case.key_width != case.value_width or case.key_width > 256:
+        return f"varlen needs keys and values of one width up to 256, not {case.key_width} and {case.value_width}"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return "varlen is not part of this torch"
+    return ""
+
+
+def _fa4_unfit(case: Case) -> str:
+    if not flash4_is_installed():
+        return "fa4 needs the package flash-attn-4 (pip install --pre flash-attn-4)"
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        return "fa4 runs on Hopper and Blackwell GPUs only"
+    if case.key_width % 8 or case.value_width % 8 or max(case.key_width, case.value_width) > 192:
+        return f"fa4 needs widths that 8 divides, up to 192, not {case.key_width} and {case.value_width}"
+    return ""
+
+
+def preference(case: Case) -> tuple[str, ...]:
+    """Backends from the fastest on."""
+    if case.device != "cuda":
+        return ("sdpa",)
+    if case.dtype not in HALF:
+        return ("sdpa", "flex") if case.length <= 1024 or not (case.packed or case.reach.window) else ("flex", "sdpa")
+    # Its kernels are the fastest everywhere, but starting them costs Python half a millisecond each, which the
+    # layers of a narrow model are too short to hide: at 12 heads of 64 training was a tenth slower with it.
+    first = ("fa4",) if case.n_heads * case.key_width >= WIDE else ()
+    if not case.packed and not case.reach.window:
+        return (*first, "sdpa")
+    if case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096:
+        return (*first, "varlen", "flex", "sdpa")
+    return (*first, "flex", "sdpa")
+
+
+def choose(case: Case, wanted: str = "auto") -> str:
+    """The backend for a case.
+
+    Raises:
+        ValueError: the one asked for cannot do it, and why.
+    """
+    if wanted != "auto":
+        if wanted not in NAMES:
+            raise ValueError(f"attention_backend {wanted!r} is unknown; there are auto, {', '.join(NAMES)}")
+        if reason := unfit(wanted, case):
+            raise ValueError(f"attention_backend {wanted}: {reason}")
+        return wanted
+    return next(name for name in preference(case) if not unfit(name, case))
+
+
+def make_mask(backend: str, places: Places, reach: Reach, causal: bool) -> Mask:
+    """The mask of a forward pass without a cache, in the form of the backend."""
+    plain = places.segments is None and not reach.window
+    if backend == "sdpa":
+        form: object = None if plain else visible(places, places, reach, causal)
+    elif backend == "flex":
+        form = block_mask(places, reach, causal)
+    else:
+        whole_rows = places.segments is None and backend == "fa4" and not reach.sinks
+        form = None if whole_rows else document_bounds(places)
+    return Mask(backend, reach, causal, form)
+
+
+def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask, scale: float) -> Tensor:
+    """softmax(q k^T * scale, where visible) v, [B, H, T, width of v]."""
+    if mask.backend == "sdpa":
+        dense = mask.form
+        assert dense is None or isinstance(dense, Tensor)
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BKSD, v_BKSD, attn_mask=dense, is_causal=mask.causal and dense is None, scale=scale,
+            enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
+        )  # fmt: skip
+    if mask.backend == "flex":
+        return attend_flex(q_BHTD, k_BKSD, v_BKSD, mask, scale)
+    if mask.backend == "varlen":
+        return attend_varlen(q_BHTD, k_BKSD, v_BKSD, mask, scale)
+    return attend_flash4(q_BHTD, k_BKSD, v_BKSD, mask, scale)

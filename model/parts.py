@@ -1,0 +1,80 @@
+"""Builds the parts of a block from their names in the config: norms, attentions, MLPs.
+
+A name with a dot is a class of one's own, `model.average.AverageAttention` of model/average.py. It is made
+from the config and called as the built-in ones are:
+
+    a norm          Class(size, eps)(x)
+    an MLP          Class(config)(x)
+    an attention    Class(config)(x_BTC, context), context being model.context.Context
+
+Its file stands below model/, where the fingerprints see it: an edit in it retrains.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from model.attention import Attention
+from model.config import ModelConfig
+from model.experts import Experts
+from model.latent import LatentAttention
+from model.mlp import ACTIVATIONS, GATES, GatedMLP, PlainMLP
+from model.norm import DyT, LayerNorm, RMSNorm
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "dyt": DyT}
+ATTENTIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "full": Attention,
+    "swa": lambda config: Attention(config, "swa"),
+    "mla": LatentAttention,
+}
+MLPS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    **dict.fromkeys(GATES, GatedMLP),
+    **dict.fromkeys(ACTIVATIONS, PlainMLP),
+}
+
+
+OWN_MODULE = re.compile(r"model\.[a-z_]\w*")
+
+
+def norm_of(config: ModelConfig, size: int) -> nn.Module:
+    return _named(NORMS, "norm", config.norm)(size, config.norm_eps)
+
+
+def attention_of(config: ModelConfig, kind: str) -> nn.Module:
+    return _named(ATTENTIONS, "layer_pattern", kind)(config)
+
+
+def mlp_of(config: ModelConfig, layer: int) -> nn.Module:
+    return Experts(config) if config.has_experts(layer) else _named(MLPS, "mlp", config.mlp)(config)
+
+
+def check_names(config: ModelConfig) -> None:
+    """Looks up every part.
+
+    Raises:
+        ValueError: there is no such part, with the names that there are.
+    """
+    _named(NORMS, "norm", config.norm)
+    _named(MLPS, "mlp", config.mlp)
+    for kind in config.kinds:
+        _named(ATTENTIONS, "layer_pattern", kind)
+
+
+def _named(built_in: dict[str, Any], field: str, name: str) -> Any:
+    if name in built_in:
+        return built_in[name]
+    module, _, attribute = name.rpartition(".")
+    if not OWN_MODULE.fullmatch(module):
+        raise ValueError(f"{field}: {name!r} is unknown; there are {', '.join(built_in)}, or model.FILE.CLASS")
+    try:
+        # Relative, since an export carries these files under another package's name.
+        return getattr(importlib.import_module(module.removeprefix("model"), __package__), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{field}: {name}: {error}; expected class {attribute} in {module.replace('.', '/')}.py"
+        ) from None

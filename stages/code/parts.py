@@ -1,0 +1,44 @@
+"""The parts of a model that users wrote themselves: they must exist, and their code enters the fingerprints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from model.config import ModelConfig
+from stages.code.imports import Project
+from stages.params import ParamsFile
+
+BUILDER = "model.parts"  # whoever reaches it builds decoders
+
+
+def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> list[str]:
+    """The modules of all parts that are named by module.
+
+    Raises:
+        BadInput: a file or a class in it is not there.
+    """
+    modules = []
+    keys = {"norm": (config.norm,), "mlp": (config.mlp,), "layer_pattern": config.kinds}
+    for part in config.own_parts:
+        key = next(key for key, names in keys.items() if part in names)
+        module, _, name = part.rpartition(".")
+        path = f"{module.replace('.', '/')}.py"
+        if module not in project.files or module.count(".") != 1:
+            raise params.fail(["model", key], f"{part}: there is no {path}; a class of yours stands in model/FILE.py")
+        classes = [node.name for node in project.tree(module).body if isinstance(node, ast.ClassDef)]
+        if name not in classes:
+            raise params.fail(
+                ["model", key], f"{part}: {path} has no class {name}; it has {', '.join(classes) or 'none'}"
+            )
+        modules.append(module)
+    return modules
+
+
+def reachable(project: Project, start: str, without: frozenset[str], own: Iterable[str]) -> list[str]:
+    """What `start` can reach, with the parts of users where it builds decoders."""
+    found = set(project.reachable(start, without))
+    if BUILDER in found:
+        for module in own:
+            found |= set(project.reachable(module, without))
+    return sorted(found)

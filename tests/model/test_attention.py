@@ -1,0 +1,227 @@
+"""Attention: who sees whom, in every kind and every backend that runs on a CPU."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from model import flash4, flex
+from model.attention import Attention
+from model.backends import Case, choose, make_mask, unfit
+from model.config import ModelConfig
+from model.context import EVERYTHING, Context, Mask, Places, Reach, visible
+from model.latent import LatentAttention
+from tests.model.small import context_of, drawn, places
+
+CONFIG = ModelConfig(hidden_size=12, n_heads=2, n_kv_heads=1, window=3, sink_tokens=2)
+LATENT = ModelConfig(
+    hidden_size=12, n_heads=2, layer_pattern="mla", kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=6, v_head_dim=5
+)
+
+
+def sees(i: int, j: int, window: int, sinks: int) -> bool:
+    """The definition, for one document."""
+    return j <= i and (i - j < window or j < sinks)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    window=st.integers(1, 6),
+    sinks=st.integers(0, 3),
+    padding=st.integers(0, 2),
+)
+def test_gradients_reach_exactly_the_visible_positions(lengths, window, sinks, padding):
+    config = ModelConfig(hidden_size=12, n_heads=2, n_kv_heads=1, window=window, sink_tokens=sinks)
+    where = places(lengths, padding)
+    total = sum(lengths)
+    attention = drawn(Attention(config, "swa"))
+    x = torch.randn(1, total + padding, 12, requires_grad=True)
+    output = attention(x, context_of(config, where, "swa"))
+    segments, positions = where.segments[0].tolist(), where.positions[0].tolist()
+    for i in range(total):
+        reached = torch.autograd.grad(output[0, i].sum(), x, retain_graph=True)[0][0].abs().sum(-1) > 0
+        expected = [
+            segments[i] == segments[j] and sees(positions[i], positions[j], window, sinks)
+            for j in range(total + padding)
+        ]
+        assert reached.tolist() == expected
+
+
+@pytest.mark.parametrize("attention", [Attention(CONFIG, "full"), LatentAttention(LATENT)])
+def test_full_and_latent_attention_reach_everything_before(attention):
+    config, kind = (LATENT, "mla") if isinstance(attention, LatentAttention) else (CONFIG, "full")
+    x = torch.randn(1, 7, 12, requires_grad=True)
+    output = drawn(attention)(x, context_of(config, places([7]), kind))
+    for i in range(7):
+        reached = torch.autograd.grad(output[0, i].sum(), x, retain_graph=True)[0][0].abs().sum(-1) > 0
+        assert reached.tolist() == [j <= i for j in range(7)]
+
+
+@pytest.mark.parametrize("window", [9, 20])
+def test_a_window_that_holds_the_row_is_none(window):
+    config = ModelConfig(hidden_size=12, n_heads=2, n_kv_heads=1, window=window)
+    windowed, full = drawn(Attention(config, "swa")), drawn(Attention(config, "full"))
+    x, where = torch.randn(1, 9, 12), places([9])
+    torch.testing.assert_close(
+        windowed(x, context_of(config, where, "swa")), full(x, context_of(config, where, "full"))
+    )
+
+
+def test_cross_attention_sees_all_of_the_memory_and_positions_turn_nothing():
+    attention = drawn(Attention(CONFIG))
+    x, memory = torch.randn(1, 4, 12), torch.randn(1, 6, 12)
+    where = Places(torch.arange(4)[None])
+    context = Context(where, context_of(CONFIG, where, "full").rotations, {"full": Mask("sdpa", causal=False)})
+    output = attention.cross(x, memory, context)
+    shuffled = attention.cross(x, memory[:, torch.randperm(6)], context)
+    torch.testing.assert_close(output, shuffled, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(output, attention.cross(x, memory[:, :5], context))
+
+
+def test_queries_at_two_positions_turn_differently_and_all_heads_alike():
+    """A rotation by the number of the head instead of the position would fail both."""
+    attention = drawn(LatentAttention(LATENT))
+    with torch.no_grad():  # every head gets the same weights
+        attention.query_up.weight.copy_(attention.query_up.weight[:10].repeat(2, 1))
+    x = torch.randn(1, 1, 12).expand(1, 5, 12)
+    _, q_pe, _, _ = attention.compress(x, context_of(LATENT, places([5]), "mla"))
+    torch.testing.assert_close(q_pe[:, 0], q_pe[:, 1])
+    assert all(not torch.allclose(q_pe[0, 0, 0], q_pe[0, 0, i], atol=1e-3) for i in range(1, 5))
+
+
+def test_qk_norm_bounds_the_scores():
+    config = ModelConfig(hidden_size=12, n_heads=2, n_kv_heads=2, qk_norm_gain=False)
+    attention = drawn(Attention(config))
+    q, k, _ = attention.project(torch.randn(1, 20, 12) * 100, context_of(config, places([20]), "full"))
+    assert (q @ k.mT * attention.scale).abs().max() <= math.sqrt(config.width_of_head) * (1 + 1e-5)
+
+
+rows = st.lists(st.integers(1, 300), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=rows, padding=st.integers(0, 200), window=st.sampled_from([0, 1, 100, 256]), sinks=st.sampled_from([0, 4]),
+    causal=st.booleans(), packed=st.booleans(),
+)  # fmt: skip
+def test_blocks_of_flex_hold_exactly_what_is_visible(lengths, padding, window, sinks, causal, packed):
+    if not packed:
+        lengths, padding = [sum(lengths)], 0
+    where = places(lengths, padding)
+    where = where if packed else Places(where.positions)
+    reach = Reach(window, sinks if window else 0)
+    causal = causal or bool(window)
+    T = where.positions.shape[1]
+    exact = visible(where, where, reach, causal)[0, 0]
+    rule = flex.rule(where, reach, causal)
+    slot = torch.arange(T)
+    zero = torch.zeros((), dtype=torch.int64)
+    assert torch.equal(rule(zero, zero, slot[:, None], slot[None, :]).expand(T, T), exact)
+    partial, whole = flex.visible_blocks(where, reach, causal)
+    n = -(-T // flex.BLOCK)
+    padded = F.pad(exact, (0, n * flex.BLOCK - T, 0, n * flex.BLOCK - T))
+    blocks = padded.view(n, flex.BLOCK, n, flex.BLOCK).transpose(1, 2)
+    assert not (blocks.any(-1).any(-1) & ~partial[0] & ~whole[0]).any(), "a visible block is left out"
+    assert blocks.all(-1).all(-1)[whole[0]].all(), "a block counted whole is not"
+    assert not (partial & whole).any()
+
+
+def test_flex_attends_as_the_oracle_does():
+    """FlexAttention has a forward pass on CPUs, uncompiled."""
+    where = places([150, 90, 30], padding=18)
+    q, k, v = (torch.randn(1, heads, 288, 16) for heads in (4, 2, 2))
+    for reach in (EVERYTHING, Reach(40, 4)):
+        from torch.nn.attention.flex_attention import flex_attention
+
+        blocks = make_mask("flex", where, reach, True).form
+        ours = flex_attention(q, k, v, block_mask=blocks, scale=0.3, enable_gqa=True)
+        oracle = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible(where, where, reach), scale=0.3, enable_gqa=True
+        )
+        torch.testing.assert_close(ours, oracle, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(5, 4), (2, 1), (3, 8), (90, 4)])
+@pytest.mark.parametrize("lengths", [[100], [40, 3, 57], [64, 36]])
+def test_sinks_are_added_to_a_window_exactly(window, sinks, lengths, monkeypatch):
+    """The kernels themselves, by Triton's interpreter; on a GPU benchmarks/attention.py compares them too."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from model.sinks import add_sink_gradients_, add_sinks_
+
+    where = places(lengths)
+    bounds = flash4.document_bounds(where)
+    q, k, v = (torch.randn(1, 100, heads, 24, requires_grad=True) for heads in (4, 2, 2))
+    heads = [x.transpose(1, 2).repeat_interleave(4 // x.shape[2], dim=1) for x in (q, k, v)]
+    scores = (heads[0] @ heads[1].mT * 0.3).masked_fill(~visible(where, where, Reach(window)), -math.inf)
+    out = (scores.softmax(-1) @ heads[2]).transpose(1, 2)[0].detach().contiguous()
+    lse = scores.logsumexp(-1)[0].detach().contiguous()
+    exact = (heads[0] @ heads[1].mT * 0.3).masked_fill(~visible(where, where, Reach(window, sinks)), -math.inf)
+    oracle = (exact.softmax(-1) @ heads[2]).transpose(1, 2)[0]
+    plain = [x.detach()[0].contiguous() for x in (q, k, v)]
+    add_sinks_(out, lse, *plain, bounds.starts, window, sinks, 0.3)
+    torch.testing.assert_close(out, oracle, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse, exact.logsumexp(-1)[0], atol=1e-5, rtol=1e-5)
+    # The window's own part of the gradients, under the whole softmax; the kernels add the rest.
+    upstream = torch.randn(oracle.shape)
+    expected = [x[0] for x in torch.autograd.grad(oracle, (q, k, v), upstream)]
+    near = visible(where, where, Reach(window))[0, 0]
+    p = (exact - exact.logsumexp(-1, keepdim=True)).exp().detach()[0] * near
+    dout = upstream.transpose(0, 1)
+    big = [x.detach()[0] for x in heads]
+    delta = (oracle.detach().transpose(0, 1) * dout).sum(-1, keepdim=True)
+    ds = p * (dout @ big[2].mT - delta) * 0.3
+    per_head = (ds @ big[1], ds.mT @ big[0], p.mT @ dout)
+    dq, dk, dv = (x.view(-1, n, 100, 24).sum(1) if n > 1 else x for x, n in zip(per_head, (1, 2, 2), strict=True))
+    gradients = [x.transpose(0, 1).contiguous() for x in (dq, dk, dv)]
+    add_sink_gradients_(
+        *gradients, *plain, out, upstream, lse, bounds.offsets, bounds.starts, bounds.documents, window, sinks, 0.3
+    )
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_documents_become_offsets_of_rows_laid_end_to_end():
+    where = Places(torch.tensor([[0, 1, 0], [0, 1, 0]]), torch.tensor([[0, 0, 1], [0, 0, -1]]))
+    bounds = flash4.document_bounds(where)
+    assert (bounds.offsets.tolist(), bounds.longest) == ([0, 2, 3, 5, 6], 3)
+    assert bounds.starts.tolist() == [0, 0, 2, 3, 3, 5] and bounds.documents.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+def case(**changes) -> Case:
+    values = {
+        "device": "cuda", "dtype": torch.bfloat16, "n_heads": 4, "n_kv_heads": 4, "key_width": 64, "value_width": 64,
+        "length": 2048, "reach": EVERYTHING, "packed": True, "causal": True,
+    }  # fmt: skip
+    return Case(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("flex", {"device": "cpu"}, "GPUs only"),
+        ("varlen", {"dtype": torch.float32}, "bf16 or fp16, not in float32"),
+        ("varlen", {"reach": Reach(256, 4)}, "windows but no sinks"),
+        ("varlen", {"n_kv_heads": 2}, "no grouped keys"),
+        ("varlen", {"value_width": 128}, "of one width"),
+        ("fa4", {}, "needs the package flash-attn-4"),
+    ],
+)
+def test_a_backend_that_cannot_says_why(name, changes, reason):
+    assert reason in unfit(name, case(**changes))
+    with pytest.raises(ValueError, match=f"attention_backend {name}: .*{reason}"):
+        choose(case(**changes), name)
+
+
+def test_what_cannot_is_not_chosen():
+    assert choose(case(device="cpu")) == "sdpa"
+    assert choose(case()) == "varlen"
+    assert choose(case(n_kv_heads=2)) == "flex"
+    assert choose(case(reach=Reach(256, 4))) == "flex"
+    assert choose(case(packed=False)) == "sdpa"
+    with pytest.raises(ValueError, match="there are auto, sdpa, flex, varlen, fa4"):
+        choose(case(), "flash")

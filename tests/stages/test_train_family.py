@@ -1,0 +1,130 @@
+"""Training holds its promises for every kind of model: ranks, micro-batches, interruption, first weights."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from stages.entry import Job, file_sha256, write_json
+from stages.errors import BadInput, Stopped
+from stages.execution import Execution
+from stages.huggingface import to_huggingface
+from stages.train import hooks, stage
+from tests.stages.conftest import CONTEXT, VOCABULARY
+from tests.stages.test_train import EXECUTION, MODEL, TRAIN, losses, weights
+
+KINDS = {
+    "experts": {"n_experts": 4, "n_shared_experts": 1, "expert_size": 16, "balance_loss": 0.1},
+    "hybrid": {"layer_pattern": "swa,mla", "window": 5, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+               "qk_rope_head_dim": 4, "v_head_dim": 8},
+    "gpt2": {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True, "qk_norm": False},
+    "dropout": {"dropout": 0.2},
+}  # fmt: skip
+
+
+def train_model(root, model: ModelConfig, execution: Execution = EXECUTION, **changes):
+    train = TRAIN.model_copy(update=changes)
+    job = Job("train", root, execution, ("data/pack/train", "data/pack/validation"), {"model": model, "train": train})
+    job.prepare()
+    stage.run(job, model, train)
+    job.publish()
+    return job.out
+
+
+@pytest.mark.parametrize("kind", ["experts", "hybrid"])
+def test_micro_batches_and_ranks_change_rounding_alone(packed, tmp_path, kind):
+    model = dataclasses.replace(MODEL, **KINDS[kind])
+    traces = []
+    for number, changes in enumerate(({"micro_batch": 8}, {"micro_batch": 1}, {"n_processes": 2})):
+        root = tmp_path / str(number)
+        root.mkdir()
+        (root / "data").symlink_to(packed / "data") if number == 0 else (root / "data").mkdir()
+        if number:
+            (root / "data/pack").symlink_to(packed / "data/pack")
+        traces.append(losses(train_model(root, model, EXECUTION.model_copy(update=changes))))
+    for trace in traces[1:]:
+        np.testing.assert_allclose(trace, traces[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["experts", "dropout"])
+def test_interrupted_it_ends_with_the_same_bits(packed, tmp_path, kind, monkeypatch):
+    model = dataclasses.replace(MODEL, **KINDS[kind])
+    whole = weights(train_model(packed, model))
+    (tmp_path / "other/data").mkdir(parents=True)
+    (tmp_path / "other/data/pack").symlink_to(packed / "data/pack")
+    after_step = hooks.Checkpoint.after_step
+
+    def stop_at_seven(self, run, result):
+        after_step(self, run, result)
+        if run.state.step == 7:
+            raise Stopped("here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hooks.Checkpoint, "after_step", stop_at_seven)
+        with pytest.raises(Stopped):
+            train_model(tmp_path / "other", model)
+    resumed = weights(train_model(tmp_path / "other", model))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns(packed, kind):
+    trace = losses(train_model(packed, dataclasses.replace(MODEL, **KINDS[kind]), max_steps=40, lr=0.01))
+    assert trace[0] == pytest.approx(math.log(VOCABULARY), abs=0.15)
+    assert trace[-1] < trace[0] - 0.4
+
+
+def test_the_loss_that_is_logged_is_cross_entropy_alone(packed):
+    model = dataclasses.replace(MODEL, n_experts=4, balance_loss=10.0, router_z_loss=10.0)
+    assert losses(train_model(packed, model, z_loss=10.0))[0] == pytest.approx(math.log(VOCABULARY), abs=0.15)
+
+
+def export_folder(folder, config: ModelConfig) -> str:
+    """A Hugging Face folder with random weights; the sha256 of them."""
+    folder.mkdir()
+    decoder = Decoder(config, VOCABULARY, CONTEXT)
+    decoder.initialise(torch.Generator().manual_seed(5))
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    settings, tensors = to_huggingface(decoder.state_dict(), config, VOCABULARY, CONTEXT, tokens)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    write_json(folder / "config.json", settings)
+    return file_sha256(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["plain", "gpt2"])
+def test_training_starts_from_a_hugging_face_folder(packed, tmp_path, kind):
+    config = dataclasses.replace(MODEL, **({**KINDS["gpt2"], "n_kv_heads": 4} if kind == "gpt2" else {}))
+    sha256 = export_folder(tmp_path / "theirs", config)
+    first = losses(train_model(packed, config))
+    trace = losses(
+        train_model(packed, dataclasses.replace(config, init_from=str(tmp_path / "theirs"), init_sha256=sha256))
+    )
+    assert trace[0] != first[0]
+    expected = Decoder(config, VOCABULARY, CONTEXT)
+    expected.initialise(torch.Generator().manual_seed(5))
+    seeded = losses(train_model(packed, config, seed=5))
+    # The seed draws the same weights as the folder holds, but another order of rows.
+    assert trace[0] == pytest.approx(seeded[0], abs=0.1)
+
+
+def test_a_folder_that_is_not_what_the_params_say_is_refused(packed, tmp_path):
+    sha256 = export_folder(tmp_path / "theirs", MODEL)
+    start = {"init_from": str(tmp_path / "theirs"), "init_sha256": sha256}
+    with pytest.raises(BadInput, match=re.escape("another architecture; set model.n_layers=2")):
+        train_model(packed, dataclasses.replace(MODEL, n_layers=3, **start))
+    with pytest.raises(BadInput, match=f"has sha256 {sha256}, not abc"):
+        train_model(packed, dataclasses.replace(MODEL, init_from=start["init_from"], init_sha256="abc"))
+    with pytest.raises(BadInput, match="has no config.json"):
+        train_model(packed, dataclasses.replace(MODEL, init_from="/nowhere", init_sha256="abc"))
+
+
+def test_a_backend_that_cannot_is_refused_before_training(packed):
+    with pytest.raises(BadInput, match="params.yaml: execution.attention_backend flex: flex runs on GPUs only"):
+        train_model(packed, MODEL, EXECUTION.model_copy(update={"attention_backend": "flex"}))

@@ -53,18 +53,6 @@ def mlp_of(config: ModelConfig, layer: int) -> nn.Module:
     return Experts(config) if config.has_experts(layer) else _named(MLPS, "mlp", config.mlp)(config)
 
 
-def check_names(config: ModelConfig) -> None:
-    """Looks up every part.
-
-    Raises:
-        ValueError: there is no such part, with the names that there are.
-    """
-    _named(NORMS, "norm", config.norm)
-    _named(MLPS, "mlp", config.mlp)
-    for kind in config.kinds:
-        _named(ATTENTIONS, "layer_pattern", kind)
-
-
 def _named(built_in: dict[str, Any], field: str, name: str) -> Any:
     if name in built_in:
         return built_in[name]

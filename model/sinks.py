@@ -1,3 +1,4 @@
+# mypy: disable-error-code="name-defined, no-untyped-def"
 """Triton kernels that add attention sinks to FlashAttention over a window, in place.
 
 Softmax over two sets of keys is a weighted mean of softmax over each, with weights exp(lse) of their
@@ -33,7 +34,7 @@ def _kernels() -> tuple[Any, Any]:
     triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
 
     @triton.jit
-    def merge(  # type: ignore[no-untyped-def]
+    def merge(
         q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, start_ptr, N, scale, window,
         H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
         DP: tl.constexpr, VP: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
@@ -74,7 +75,7 @@ def _kernels() -> tuple[Any, Any]:
             tl.store(lse_at, lse, mask=real)
 
     @triton.jit
-    def merge_backward(  # type: ignore[no-untyped-def]
+    def merge_backward(
         q_ptr, k_ptr, v_ptr, out_ptr, dout_ptr, lse_ptr, start_ptr, document_ptr, dq_ptr, dk_ptr, dv_ptr,
         N, scale, window,
         H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
@@ -56,4 +57,17 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts)
+def initial_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """The folder of `init_from` is there; what it holds is compared by train."""
+    folder = Path(sections["model"].init_from).expanduser()
+    for name in ("config.json", "model.safetensors") if sections["model"].init_from else ():
+        if not (folder / name).is_file():
+            yield ["model", "init_from"], f"{folder / name} is not there; it names a Hugging Face folder"
+            return
+
+
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
+    whole_rows,
+    built_in_parts,
+    initial_weights,
+)

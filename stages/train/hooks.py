@@ -122,6 +122,7 @@ class Log(Hook):
             "tokens": state.tokens,
             "tokens_per_s": self.timing.tokens_per_s,
             "validation_loss": state.validation_loss,
+            "expert_load_max": max((float(e.load.max()) * len(e.load) for e in run.experts), default=None),
         }
         return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
 

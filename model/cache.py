@@ -76,8 +76,8 @@ class KeyValueCache:
             q_BHTD, keys, values, attn_mask=mask, scale=scale, enable_gqa=q_BHTD.shape[1] != keys.shape[1]
         )
         row, column, slot = self.slots.of(places)
-        self.keys[row, :, slot] = k_BKTD[row, :, column]
-        self.values[row, :, slot] = v_BKTD[row, :, column]
+        self.keys[row, :, slot] = k_BKTD[row, :, column].to(self.keys.dtype)
+        self.values[row, :, slot] = v_BKTD[row, :, column].to(self.values.dtype)
         self.slots.positions[row, slot] = places.positions[row, column]
         return y_BHTD
 
@@ -97,8 +97,8 @@ class LatentCache:
     def append(self, c_BTL: Tensor, k_pe_BTR: Tensor, places: Places) -> tuple[Tensor, Tensor, Places]:
         """All latents and rotated keys, the new ones included, and where they stand."""
         row, column, slot = self.slots.of(places)
-        self.latents[row, slot] = c_BTL[row, column]
-        self.rotated[row, slot] = k_pe_BTR[row, column]
+        self.latents[row, slot] = c_BTL[row, column].to(self.latents.dtype)
+        self.rotated[row, slot] = k_pe_BTR[row, column].to(self.rotated.dtype)
         self.slots.positions[row, slot] = places.positions[row, column]
         return self.latents, self.rotated, Places(self.slots.positions)
 

@@ -111,7 +111,7 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-        if self.logit_softcap < 0:
+        if not 0 <= self.logit_softcap < float("inf"):
             raise ValueError(f"logit_softcap is {self.logit_softcap}; it must be positive, or 0 for none")
         if bool(self.init_from) != bool(self.init_sha256):
             raise ValueError("init_from and init_sha256 belong together: a folder, and the sha256 of its weights")
@@ -127,22 +127,29 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         for name in Sizes._fields:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, or 0 for the preset's")
+                instead = "or 0 for the preset's" if self.preset else "since there is no preset"
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, {instead}")
         if min(self.head_dim, self.intermediate_size, self.expert_size) < 0:
             raise ValueError("head_dim, intermediate_size and expert_size must be positive, or 0 to derive them")
-        if self.head_dim == 0 and self.hidden_size % self.n_heads:
+        if self.head_dim == 0 and self.hidden_size % self.n_heads and set(self.kinds) != {"mla"}:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}; "
                 "change one of them, or set head_dim"
             )
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
+        if self.n_heads % self.n_kv_heads and set(self.kinds) != {"mla"}:
+            raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}; set both")
 
     def _check_positions(self) -> None:
         if self.positions == "rope" and self.width_of_head % 2 and set(self.kinds) != {"mla"}:
             raise ValueError(f"heads are {self.width_of_head} wide; rotary embedding needs an even width")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size is {self.hidden_size}; sinusoidal positions need an even width")
+        if self.rope_original_length and self.rope_scaling not in ("yarn", "llama3"):
+            raise ValueError(
+                "rope_original_length is read by rope_scaling yarn and llama3 alone; set one of them, or 0"
+            )
+        if self.positions == "rope" and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta is {self.rope_theta}; it must be more than 1")
         if self.rope_scaling == "none":
             if self.rope_factor != 1:
                 raise ValueError(f"rope_factor is {self.rope_factor} but rope_scaling is none; set one of the kinds")
@@ -168,15 +175,20 @@ class ModelConfig:
     def _check_experts(self) -> None:
         if min(self.n_experts, self.n_shared_experts, self.dense_layers) < 0:
             raise ValueError("n_experts, n_shared_experts and dense_layers must be at least 0")
-        if min(self.balance_loss, self.router_z_loss) < 0:
-            raise ValueError("balance_loss and router_z_loss must be at least 0")
+        for name in ("balance_loss", "router_z_loss"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
         if not self.n_experts:
-            if self.n_shared_experts or self.dense_layers:
-                raise ValueError("n_shared_experts and dense_layers need experts; set n_experts")
+            if self.n_shared_experts or self.dense_layers or self.expert_size:
+                raise ValueError("n_shared_experts, dense_layers and expert_size need experts; set n_experts")
             return
         if not 1 <= self.experts_per_token <= self.n_experts:
             raise ValueError(
                 f"experts_per_token {self.experts_per_token} is not within 1 and n_experts {self.n_experts}"
+            )
+        if self.experts_per_token == 1 and self.n_experts > 1:
+            raise ValueError(
+                "experts_per_token 1: a softmax over one choice is 1, so the router would learn nothing of it"
             )
         if self.mlp not in GATED:
             raise ValueError(f"mlp {self.mlp}: experts are gated; set mlp to {' or '.join(GATED)}")

@@ -26,6 +26,9 @@ from model.experts import Experts
 from model.parts import attention_of, mlp_of, norm_of
 from model.rotary import rotation
 
+LOGIT_STD = 0.4  # of the first logits, at most, under a head of its own
+TIED_LOGIT = 4.0  # the first logit of a token for itself, at most, where embedding and head are one
+
 
 class Block(nn.Module):
     """Attention, then MLP, each a branch beside the residual stream."""
@@ -89,6 +92,10 @@ class Decoder(nn.Module):
         which trains faster than small random outputs (as in modded-nanogpt), and the first loss is
         ln V. scaled: smaller by sqrt(2 n_layers) (GPT-2). A norm behind the branch would blow the
         gradient of a zero up by 1/sqrt(eps), so `auto` is zero without post_norm and normal with it.
+
+        A tied embedding is drawn smaller in wide models: where blocks are the identity, a token's logit
+        for itself is about std * hidden_size, and at 0.02 * 768 = 15 the model would be sure of it. A
+        head of its own is drawn so that logits spread by 0.4 at most.
         """
         outputs = ("attention.output.weight", "mlp.down.weight", "mlp.down", "mlp.shared.down.weight")
         chosen = self.config.residual_init
@@ -103,6 +110,10 @@ class Decoder(nn.Module):
                     parameter.zero_()
                 elif parameter.ndim > 1:
                     std = output_std if name.endswith(outputs) else self.config.init_std
+                    if parameter is self.embedding.weight and self.head is None:
+                        std = min(std, TIED_LOGIT / self.config.hidden_size)
+                    elif self.head is not None and parameter is self.head.weight:
+                        std = min(std, LOGIT_STD / self.config.hidden_size**0.5)
                     parameter.normal_(0.0, 1.0, generator=generator).mul_(std)
 
     def context(

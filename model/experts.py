@@ -116,7 +116,8 @@ class Reorder(torch.autograd.Function):
 
 def grouped(x_NC: Tensor, weight_EFC: Tensor, counts_E: Tensor) -> Tensor:
     """Row n of x, sorted by expert, times the matrix of its expert, [N, F]."""
-    if x_NC.is_cuda and x_NC.dtype == torch.bfloat16:
+    whole_words = weight_EFC.shape[-1] % 8 == 0 and weight_EFC.shape[-2] % 8 == 0  # 16 bytes, as the kernel asks
+    if x_NC.is_cuda and x_NC.dtype == torch.bfloat16 and whole_words:
         return F.grouped_mm(x_NC, weight_EFC.transpose(-1, -2), offs=counts_E.cumsum(0).int())
     parts = x_NC.split(counts_E.tolist())
     return torch.cat([part @ weight.t() for part, weight in zip(parts, weight_EFC, strict=True)])

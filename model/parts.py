@@ -38,7 +38,7 @@ MLPS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 }
 
 
-OWN_MODULE = re.compile(r"model\.[a-z_]\w*")
+OWN_MODULE = re.compile(r"model\.[A-Za-z_]\w*")
 
 
 def norm_of(config: ModelConfig, size: int) -> nn.Module:

@@ -18,7 +18,7 @@ def expand(pattern: str, n_layers: int) -> tuple[str, ...]:
     """The kind of every layer. Example: expand("swa*2,mla", 4) == ("swa", "swa", "mla", "swa").
 
     Raises:
-        ValueError: the pattern is not a list of names with counts.
+        ValueError: the pattern is not a list of names with counts, or is longer than the model.
     """
     cycle: list[str] = []
     for term in re.split(r"[,+]", pattern):
@@ -26,4 +26,6 @@ def expand(pattern: str, n_layers: int) -> tuple[str, ...]:
         if match is None:
             raise ValueError(f"layer_pattern {pattern!r}: {term.strip()!r} is no name with a count, such as swa*2")
         cycle += [match["name"]] * int(match["count"] or 1)
+    if len(cycle) > n_layers:
+        raise ValueError(f"layer_pattern {pattern!r} names {len(cycle)} layers, the model has {n_layers}")
     return tuple(itertools.islice(itertools.cycle(cycle), n_layers))

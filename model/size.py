@@ -90,7 +90,8 @@ def flops_per_token(config: ModelConfig, vocab_size: int, context_length: int) -
         widths = 2 * config.width_of_head
         if kind == "mla":
             widths = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
-        reach = min(config.window + config.sink_tokens, context_length / 2) if kind == "swa" else context_length / 2
+        most = min(config.window + config.sink_tokens, context_length) if kind == "swa" else context_length
+        reach = most - most * most / (2 * context_length)  # the first queries of a row see fewer
         pairs += 6.0 * config.n_heads * widths * reach
     return 6.0 * weights + pairs
 

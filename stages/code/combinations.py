@@ -52,8 +52,8 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
     for key, (names, known) in named.items():
         for name in names:
             if name not in known and not name.startswith("model."):
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                near = difflib.get_close_matches(name.lower(), known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
 
 

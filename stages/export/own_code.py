@@ -15,10 +15,12 @@ from typing import Any
 
 import model
 from model.config import ModelConfig
+from stages.errors import BadInput
 
 SOURCE = "stages.export.modeling_millrace"  # its full name, so that the fingerprint of the stage holds it
 MODELING = SOURCE.rpartition(".")[2]
 CLASS_NAME = "MillraceForCausalLM"
+OTHER_FORMS = re.compile(r"^\s*(import model\b|from model import|from \.\s*import).*", re.MULTILINE)
 ABSOLUTE = re.compile(r"^(\s*)from model\.(\w+) import", re.MULTILINE)
 
 
@@ -41,6 +43,13 @@ def write_code(folder: Path, config: ModelConfig) -> None:
 
 
 def relative(code: str) -> str:
+    """The code with its imports of `model` made relative.
+
+    Raises:
+        BadInput: an import that could not be followed into the export.
+    """
+    if found := OTHER_FORMS.search(code):
+        raise BadInput(f"model: {found[0].strip()!r} cannot go with an export; write `from model.FILE import NAME`")
     return ABSOLUTE.sub(r"\1from .\2 import", code)
 
 

@@ -65,4 +65,9 @@ def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
     for described, config in ((mine, ours), (yours, theirs)):  # derived sizes as what they come to
         described.update(head_dim=config.width_of_head, intermediate_size=config.width_of_mlp)
         described.update(expert_size=config.width_of_expert, layer_pattern=",".join(config.kinds))
-    return [f"model.{key}={yours[key]}" for key in mine if key not in FREE and mine[key] != yours[key]]
+    free = set(FREE)
+    if set(ours.kinds) == {"mla"}:
+        free |= {"n_kv_heads", "head_dim", "qk_norm", "qk_norm_scope", "qk_norm_gain"}  # which it does not read
+    if "swa" not in ours.kinds:
+        free |= {"window", "sink_tokens"}
+    return [f"model.{key}={yours[key]}" for key in mine if key not in free and mine[key] != yours[key]]

@@ -156,6 +156,16 @@ def test_any_field_overrides_its_preset():
     assert (config.n_layers, config.hidden_size, config.n_heads, config.n_kv_heads) == (2, 1536, 16, 4)
 
 
+@pytest.mark.parametrize("hidden_size", [192, 768, 1536])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_loss_does_not_grow_with_the_width(hidden_size, tied):
+    model = Decoder(ModelConfig(preset="small", n_layers=2, hidden_size=hidden_size, tie_embeddings=tied), 4096)
+    model.initialise(torch.Generator().manual_seed(0))
+    row = torch.randint(0, 4096, (8, 65), generator=torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(model(row[:, :-1]).flatten(0, 1), row[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(4096), abs=0.15)
+
+
 @kinds
 def test_the_first_loss_of_every_kind_is_that_of_guessing(kind):
     model = Decoder(ModelConfig(**{**KINDS[kind], "logit_softcap": 0.0}), 1000, 64)
@@ -220,7 +230,10 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_never_appear():
         ({"hidden_size": 30}, "not a multiple of n_heads"),
         ({"hidden_size": 12}, "even width"),
         ({"pre_norm": False}, "both false"),
-        ({"preset": "", "n_layers": 2}, "hidden_size is 0"),
+        (
+            {"preset": "", "n_layers": 2, "hidden_size": 8},
+            "n_heads is 0; it must be at least 1, since there is no preset",
+        ),
         ({"preset": "huge"}, "preset 'huge' is unknown; there are tiny, gpt2-124m"),
         ({"layer_pattern": "swa*0"}, "'swa\\*0' is no name with a count"),
         ({"rope_factor": 2.0}, "rope_scaling is none"),
@@ -228,6 +241,12 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_never_appear():
         ({"n_experts": 2, "experts_per_token": 3}, "not within 1 and n_experts 2"),
         ({"n_experts": 2, "mlp": "gelu"}, "experts are gated"),
         ({"dense_layers": 1}, "need experts"),
+        ({"expert_size": 7}, "need experts"),
+        ({"n_experts": 4, "experts_per_token": 1}, "the router would learn nothing"),
+        ({"layer_pattern": "swa*3+mla"}, "names 4 layers, the model has 3"),
+        ({"rope_original_length": 7}, "yarn and llama3 alone"),
+        ({"logit_softcap": math.inf}, "logit_softcap is inf"),
+        ({"rope_theta": 1.0}, "must be more than 1"),
         ({"post_norm": True, "residual_init": "zero"}, "blows its gradient up"),
         ({"dropout": 1.0}, "less than 1"),
         ({"init_from": "x"}, "belong together"),

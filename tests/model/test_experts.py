@@ -30,7 +30,7 @@ def by_loop(module: Experts, x_C: torch.Tensor) -> torch.Tensor:
     return y if module.shared is None else y + module.shared(x_C)
 
 
-@pytest.mark.parametrize("changes", [{}, {"experts_per_token": 1}, {"n_shared_experts": 2}, {"n_experts": 40}])
+@pytest.mark.parametrize("changes", [{}, {"experts_per_token": 3}, {"n_shared_experts": 2}, {"n_experts": 40}])
 def test_as_a_loop_over_tokens(changes):
     module, x = experts(**changes), torch.randn(1, 20, 12)
     expected = torch.stack([by_loop(module, x_C) for x_C in x[0]])

@@ -520,7 +520,7 @@ def test_the_params_choose_the_twin_and_the_reason_says_how(changes: dict, class
         {"logit_softcap": 30.0},
         {"qk_norm_scope": "full"},
         {"layer_pattern": "swa"},  # with sinks
-        {"layer_pattern": "swa*2,mla"},
+        {"layer_pattern": "swa,mla"},
         {"layer_pattern": "full,mla"},
         {"layer_pattern": "model.average.AverageAttention"},
         {"norm": "model.average.Norm"},

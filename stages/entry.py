@@ -37,8 +37,9 @@ from ruamel.yaml import YAML
 
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
-from stages.params import ParamsFile
+from stages.params import ParamsFile, Section
 from stages.progress import say
+from stages.store import trim
 
 MANIFESTS_LAST = ("index.json", "manifest.json", "metrics.json")
 
@@ -94,6 +95,37 @@ class Job:
         self.staging.rmdir()
         sync(self.out)
 
+    @property
+    def store(self) -> Path:
+        """Where finished tasks stay (stages/tasks.py)."""
+        return self._scratch_base / "tasks"
+
+    def key(self, *parts: object) -> str:
+        """Names a task's result: a hash of the stage's code and of whatever else decides its bytes.
+
+        Args:
+            parts: what JSON can say, and sections of params.
+        """
+        code = self.root / "data" / "code" / f"{self.stage}.json"
+        described = [content_hash(code) if code.is_file() else "", *(_described(part) for part in parts)]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+    @contextlib.contextmanager
+    def store_in_use(self) -> Iterator[None]:
+        """Within this block no other process removes results from the store; after it, if nobody else is in one,
+        what was used longest ago goes until the rest fits into `execution.scratch_gb`."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        with self.store.with_name("tasks.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                trim(self.store, self.execution.scratch_gb * 1e9)
+
+    @property
+    def _scratch_base(self) -> Path:
+        return Path(self.execution.scratch or scratch_root(self.root)) / self.stage
+
     def digest(self) -> str:
         """Names the work: params, content of inputs, and the fingerprint of the code."""
         described = {
@@ -110,7 +142,7 @@ class Job:
         Finished folders of other digests are removed, unless another process is publishing from them.
         Unfinished ones stay, so that a param that is changed back goes on where it stopped.
         """
-        base = Path(self.execution.scratch or scratch_root(self.root)) / self.stage
+        base = self._scratch_base
         base.mkdir(parents=True, exist_ok=True)
         folder = base / self.digest()
         with _locked(base / f"{folder.name}.lock"):
@@ -168,7 +200,7 @@ def main(run: Callable[..., None]) -> None:
         # other programs use as well made training three times slower. Read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         job = prepare_job(stage, run, Path.cwd())
-        with _locked(job.root / "data" / f".{stage}.lock"):
+        with _locked(job.root / "data" / f".{stage}.lock"), job.store_in_use():
             job.prepare()
             run(job, **job.sections)
             with signals.wait():
@@ -227,6 +259,10 @@ def section_schemas(run: Callable[..., None]) -> dict[str, type]:
     """The sections a stage reads, from the annotations of its function."""
     annotations = inspect.get_annotations(run, eval_str=True)
     return {name: schema for name, schema in annotations.items() if name not in ("job", "return")}
+
+
+def _described(part: object) -> Any:
+    return plain(part) if isinstance(part, Section) else part
 
 
 def plain(section: Any) -> Any:

@@ -24,6 +24,7 @@ class Execution(Section):
     compile: bool | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"
     scratch: str = ""
+    scratch_gb: float = Field(default=50, ge=0)
     checkpoint_interval: int = Field(default=100, ge=1)
     log_interval: int = Field(default=10, ge=1)
     tracking: bool = True

@@ -266,10 +266,8 @@ def test_a_scratch_folder_that_cannot_be_made_is_told_with_its_param(tmp_path):
     process = start(tmp_path, "locked", MILLRACE_EXECUTION__SCRATCH=str(scratch))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert (
-        errors
-        == f"millrace: toy: execution.scratch: {scratch}/toy: Not a directory; name a folder that can be written\n"
-    )
+    problem = f"execution.scratch: {scratch}/toy/tasks: Not a directory; name a folder that can be written"
+    assert errors == f"millrace: toy: {problem}\n"
 
 
 def test_a_second_process_waits_for_the_scratch_folder(tmp_path):

@@ -28,6 +28,7 @@ from model.flex import attend_flex, block_mask
 
 NAMES = ("sdpa", "flex", "varlen", "fa4")
 WIDE = 1024
+LONG = 32768
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -98,14 +99,19 @@ def preference(case: Case) -> tuple[str, ...]:
         return ("sdpa",)
     if case.dtype not in HALF:
         return ("sdpa", "flex") if case.length <= 1024 or not (case.packed or case.reach.window) else ("flex", "sdpa")
-    # Its kernels are the fastest everywhere, but starting them costs Python half a millisecond each, which the
-    # layers of a narrow model are too short to hide: at 12 heads of 64 training was a tenth slower with it.
-    first = ("fa4",) if case.n_heads * case.key_width >= WIDE else ()
+    first = ("fa4",) if _flash4_pays(case) else ()
     if not case.packed and not case.reach.window:
         return (*first, "sdpa")
     if case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096:
         return (*first, "varlen", "flex", "sdpa")
     return (*first, "flex", "sdpa")
+
+
+def _flash4_pays(case: Case) -> bool:
+    """Its kernels are the fastest everywhere, but starting them costs Python half a millisecond each, which the layers
+    of a narrow model are too short to hide: at 12 heads of 64 and rows of 2,048 training was a tenth slower."""
+    short = bool(case.reach.window) and not case.reach.sinks
+    return case.n_heads * case.key_width >= WIDE or (case.length >= LONG and not short)
 
 
 def choose(case: Case, wanted: str = "auto") -> str:

@@ -19,6 +19,8 @@ from torch import Tensor
 from model.context import Mask, Places
 from model.sinks import add_sink_gradients_, add_sinks_
 
+WINDOW_ACCUMULATOR_BYTES = 128 << 20
+
 
 class Bounds(NamedTuple):
     """Documents of all rows laid end to end.
@@ -36,6 +38,7 @@ class Bounds(NamedTuple):
     longest: int
 
 
+@functools.cache
 def flash4_is_installed() -> bool:
     return (
         importlib.util.find_spec("flash_attn") is not None and importlib.util.find_spec("flash_attn.cute") is not None
@@ -85,6 +88,19 @@ def attend_flash4(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask, sc
     return y.unflatten(0, (B, T)).transpose(1, 2)
 
 
+def head_groups(q: Tensor, k: Tensor, window: int) -> list[tuple[slice, slice]]:
+    """Query heads and key heads that go backward together.
+
+    FlashAttention sums the queries' gradient in fp32, twice the size of q. A window is so little work that this
+    would be its largest piece of memory, so its heads take turns in a smaller one.
+    """
+    H, K = q.shape[-2], k.shape[-2]
+    wanted = -(-q.numel() * 4 // WINDOW_ACCUMULATOR_BYTES) if window else 1
+    n_groups = next(n for n in range(min(wanted, K), K + 1) if K % n == 0)
+    heads, keys = H // n_groups, K // n_groups
+    return [(slice(g * heads, (g + 1) * heads), slice(g * keys, (g + 1) * keys)) for g in range(n_groups)]
+
+
 @functools.cache
 def _operator() -> Any:
     """flash-attn-4 with sinks as an operator of torch, so that torch.compile neither breaks nor looks inside."""
@@ -129,9 +145,13 @@ def _operator() -> Any:
         window: int, sinks: int, offsets: Tensor | None, starts: Tensor | None, documents: Tensor | None, longest: int,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dout = dout.contiguous()
-        dq, dk, dv, *_ = interface._flash_attn_bwd(
-            q, k, v, out, dout, lse, softmax_scale=scale, **common(causal, window, offsets, longest)
-        )
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for queries, keys in head_groups(q, k, window):
+            interface._flash_attn_bwd(
+                q[..., queries, :], k[..., keys, :], v[..., keys, :], out[..., queries, :], dout[..., queries, :],
+                lse[..., queries, :], softmax_scale=scale, dq=dq[..., queries, :], dk=dk[..., keys, :],
+                dv=dv[..., keys, :], **common(causal, window, offsets, longest),
+            )  # fmt: skip
         if sinks:
             assert offsets is not None and starts is not None and documents is not None
             add_sink_gradients_(

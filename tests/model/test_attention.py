@@ -225,3 +225,31 @@ def test_what_cannot_is_not_chosen():
     assert choose(case(packed=False)) == "sdpa"
     with pytest.raises(ValueError, match="there are auto, sdpa, flex, varlen, fa4"):
         choose(case(), "flash")
+
+
+@pytest.mark.parametrize(
+    ("heads", "keys", "tokens", "window", "groups"),
+    [
+        (16, 16, 32768, 256, 2),
+        (16, 4, 32768, 256, 2),
+        (12, 12, 2048, 256, 1),
+        (48, 48, 32768, 256, 6),
+        (6, 1, 65536, 8, 1),
+    ],
+)
+def test_heads_of_a_window_go_backward_in_groups(heads, keys, tokens, window, groups):
+    q, k = (torch.empty(tokens, n, 128, device="meta") for n in (heads, keys))
+    found = flash4.head_groups(q, k, window)
+    assert len(found) == groups
+    assert [n for queries, _ in found for n in range(heads)[queries]] == list(range(heads))
+    assert [n for _, group in found for n in range(keys)[group]] == list(range(keys))
+    assert len(flash4.head_groups(q, k, 0)) == 1
+
+
+def test_what_costs_launches_is_chosen_where_the_work_is_long(monkeypatch):
+    monkeypatch.setattr("model.backends._fa4_unfit", lambda case: "")
+    assert choose(case()) == "varlen"
+    assert choose(case(n_heads=16, n_kv_heads=16)) == "fa4"
+    assert choose(case(length=32768)) == "fa4"
+    assert choose(case(length=32768, reach=Reach(256, 4))) == "fa4"
+    assert choose(case(length=32768, reach=Reach(256, 0))) == "flex"

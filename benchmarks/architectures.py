@@ -95,7 +95,7 @@ def train(changes: dict, options: argparse.Namespace, batches: list, device: str
             loss, nats = objective(*batch)
         (loss / batch[1].numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(min(1.0, (step + 1) / 5))
+        optimizers.step(min(1.0, (step + 1) / 5), nats.isfinite())
         optimizers.zero_grad()
         for module in experts:
             module.end_step()

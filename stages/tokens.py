@@ -81,6 +81,7 @@ class TokenRows:
         self._parts = [part for shard in self.index["shards"] for part in self._open(shard)]
         self._first_rows = np.cumsum([0, *(len(part.input_ids) for part in self._parts)])
         self.n_rows = int(self._first_rows[-1])
+        self._filled: np.ndarray | None = None
 
     def _open(self, shard: dict[str, Any]) -> list[_Part]:
         path = self.folder / shard["file"]
@@ -121,6 +122,12 @@ class TokenRows:
             segments[i, :filled] = np.repeat(np.arange(len(lengths)), lengths)
             positions[i, :filled] = np.arange(filled) - np.repeat(ends - lengths, lengths)
         return Batch(inputs, labels, segments, positions)
+
+    def n_labels(self, row_ids: np.ndarray) -> int:
+        """The labels of these rows: their slots that are not padding."""
+        if self._filled is None:
+            self._filled = np.concatenate([np.zeros(0, np.int32), *(part.filled() for part in self._parts)])
+        return int(self._filled[row_ids].sum(dtype=np.int64))
 
     def segment_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per segment in the order of rows: its row, its document, its length; int64 arrays."""
@@ -176,6 +183,11 @@ class _Part:
         self.lengths, self.next_ids = flat("lengths"), flat("next_ids")
         self.documents, self.offsets = flat("documents"), flat("offsets")
         self.boundaries = batch.column("lengths").offsets.to_numpy()
+
+    def filled(self) -> np.ndarray:
+        """The slots of each row that are not padding, int32."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return (ends[self.boundaries[1:]] - ends[self.boundaries[:-1]]).astype(np.int32)
 
     def segments(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = self.boundaries[row], self.boundaries[row + 1]

@@ -1,4 +1,4 @@
-"""Which rows each rank reads in each step, fetched one step ahead by a thread.
+"""Which rows each rank reads in each step, fetched one step ahead by a thread into pinned memory.
 
 The rows of step s are positions s*R .. (s+1)*R of the order, R = batch_tokens / context_length. Rank
 r of W takes every W-th of them, in micro-batches of at most M rows. Example with R = 8, W = 2, M = 3:
@@ -10,15 +10,22 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+from torch import Tensor
+
 from stages.errors import BadInput
-from stages.tokens import IGNORED_LABEL, Batch, TokenRows, data_order
+from stages.tokens import Batch, TokenRows, data_order
 
 
 @dataclasses.dataclass(frozen=True)
 class StepBatches:
-    """The micro-batches of one rank in one step, and the labels in them."""
+    """The micro-batches of one rank in one step: inputs, labels, segments and positions, int64 [B, T].
 
-    micro_batches: list[Batch]
+    Attributes:
+        n_labels: of the global batch, all ranks together.
+    """
+
+    micro_batches: list[tuple[Tensor, ...]]
     n_labels: int
 
 
@@ -30,8 +37,9 @@ class Batches:
     """
 
     def __init__(
-        self, rows: TokenRows, seed: int, rows_per_step: int, rank: int, world: int, micro_batch: int, start: int
-    ):
+        self, rows: TokenRows, seed: int, rows_per_step: int, rank: int, world: int, micro_batch: int, start: int,
+        device: str = "cpu",
+    ):  # fmt: skip
         if rows_per_step < world:
             raise BadInput(
                 f"train.batch_tokens gives {rows_per_step} rows a step, fewer than execution.n_processes {world}; "
@@ -41,7 +49,7 @@ class Batches:
             raise BadInput(f"{rows.folder}: no training row; the corpus is too small")
         self.rows, self.seed, self.rows_per_step = rows, seed, rows_per_step
         self.rank, self.world, self.micro_batch = rank, world, micro_batch
-        self.step = start
+        self.step, self.pinned = start, device != "cpu"
         self._thread = ThreadPoolExecutor(1, "batches")
         self._ahead: Future[StepBatches] = self._thread.submit(self.at, start)
 
@@ -50,8 +58,8 @@ class Batches:
         ids = data_order(self.rows.n_rows, self.seed, step * self.rows_per_step, self.rows_per_step)
         mine = ids[self.rank :: self.world]
         parts = [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
-        micro_batches = [self.rows.batch(part) for part in parts]
-        return StepBatches(micro_batches, sum(int((b.labels != IGNORED_LABEL).sum()) for b in micro_batches))
+        micro_batches = [tensors_of(self.rows.batch(part), self.pinned) for part in parts]
+        return StepBatches(micro_batches, self.rows.n_labels(ids))
 
     def next(self) -> StepBatches:
         batches = self._ahead.result()
@@ -61,3 +69,14 @@ class Batches:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def tensors_of(batch: Batch, pinned: bool) -> tuple[Tensor, ...]:
+    """The arrays of a batch as tensors, in memory that a GPU copies from by itself if `pinned`."""
+    arrays = (batch.inputs, batch.labels, batch.segments, batch.positions)
+    tensors = map(torch.from_numpy, arrays)
+    return tuple(tensor.pin_memory() if pinned else tensor for tensor in tensors)
+
+
+def to_device(tensors: tuple[Tensor, ...], device: str) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)

@@ -19,8 +19,8 @@ from stages.perplexity import split_loss
 from stages.progress import say
 from stages.tokens import TokenRows
 from stages.tracking import Run
-from stages.train.loop import Hook, StepResult
 from stages.train.run import TrainingRun
+from stages.train.step import Hook, StepResult
 from stages.train.timing import Timing
 
 CSV_COLUMNS = ("step", "tokens", "loss", "loss_smooth", "lr", "grad_norm", "validation_loss")
@@ -37,9 +37,12 @@ class Validation(Hook):
         if run.state.step == 0:
             self.validate(run)
 
+    def needs(self, run: TrainingRun, step: int) -> bool:
+        return step % run.params.eval_interval == 0 or step == run.params.max_steps
+
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         run.state.validation_loss = None
-        if run.state.step % run.params.eval_interval == 0 or run.state.step == run.params.max_steps:
+        if self.needs(run, run.state.step):
             self.validate(run)
 
     def validate(self, run: TrainingRun) -> None:
@@ -89,6 +92,9 @@ class Log(Hook):
             loss = run.state.validation_loss
             self.write_line(run, f"step 0 validation {math.nan if loss is None else loss:.4f}")
             self.tracked.metrics(0, {} if loss is None else {"validation_loss": loss})
+
+    def needs(self, run: TrainingRun, step: int) -> bool:
+        return step % run.execution.log_interval == 0
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         state = run.state
@@ -172,10 +178,12 @@ class Checkpoint(Hook):
         if run.state.step == 0:
             self.save(run)
 
+    def needs(self, run: TrainingRun, step: int) -> bool:
+        return step % run.execution.checkpoint_interval == 0 or step == run.params.max_steps
+
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         step = run.state.step
-        due = step % run.execution.checkpoint_interval == 0 or step == run.params.max_steps
-        if due or run.state.best_step == step or result.stopping:
+        if self.needs(run, step) or run.state.best_step == step or result.stopping:
             self.save(run)
 
     def save(self, run: TrainingRun) -> None:

@@ -34,8 +34,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    found_inf: Tensor | None = None  # a 1 leaves everything as it is, as with torch's fused optimizers
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        skip = torch.zeros(()) if self.found_inf is None else self.found_inf
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -46,12 +49,14 @@ class Muon(torch.optim.Optimizer):
                     gradient, state = parameter.grad, self.state[parameter]
                     assert gradient is not None, "a matrix without a gradient: it takes no part in the loss"
                     momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                    gradient = torch.where(skip > 0, momentum, gradient)  # which moves a mean by nothing
                     momentum.lerp_(gradient, 1 - group["momentum"])
                     updates.append(gradient.lerp(momentum, group["momentum"]))
                 scale = max(1.0, shape[-2] / shape[-1]) ** 0.5
+                rate = group["lr"] * (1 - skip)
                 for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+                    parameter.mul_(1 - rate * group["weight_decay"])
+                    parameter.sub_(update.to(parameter.dtype) * (rate * scale))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -96,9 +101,12 @@ class Optimizers:
             for group in kind.param_groups:
                 group["peak_lr"] = group["lr"]
 
-    def step(self, multiplier: float) -> None:
-        """One step at `multiplier` times the peak learning rates."""
+    def step(self, multiplier: float, finite: Tensor) -> None:
+        """One step at `multiplier` times the peak learning rates; nothing moves where `finite` is false, which the
+        device knows and the processor need not wait for."""
+        skip = torch.logical_not(finite).float()
         for kind in self.kinds.values():
+            kind.found_inf = skip  # type: ignore[attr-defined]
             for group in kind.param_groups:
                 group["lr"] = group["peak_lr"] * multiplier
             kind.step()

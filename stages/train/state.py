@@ -41,8 +41,15 @@ class TrainState:
     smoothed: float = 0.0
     smoothed_weight: float = 0.0
 
-    def observe(self, loss: float) -> None:
-        """Moves the smoothed loss, a mean with weights that fall by 0.98 a step."""
+    def advance(self, loss: float, n_labels: int, finite: bool) -> None:
+        """Moves over one step. The smoothed loss is a mean with weights that fall by 0.98 a step."""
+        self.step += 1
+        self.tokens += n_labels
+        if not finite:
+            self.skipped_steps += 1
+            self.consecutive_skipped += 1
+            return
+        self.consecutive_skipped = 0
         self.smoothed = LOSS_SMOOTHING * self.smoothed + (1 - LOSS_SMOOTHING) * loss
         self.smoothed_weight = LOSS_SMOOTHING * self.smoothed_weight + (1 - LOSS_SMOOTHING)
 

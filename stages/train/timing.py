@@ -14,8 +14,8 @@ import torch
 from model.size import flops_per_token
 
 if TYPE_CHECKING:
-    from stages.train.loop import StepResult
     from stages.train.run import TrainingRun
+    from stages.train.step import StepResult
 
 WARM_UP_STEPS = 2
 # Dense bf16 peaks in FLOP/s by name of the device, from the vendor's data sheets; fp32 here means TF32 off.

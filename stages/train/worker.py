@@ -30,10 +30,10 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
     from stages.tracking import open_run
     from stages.train.hooks import Checkpoint, Log, Validation
-    from stages.train.loop import Hook
     from stages.train.loop import train as loop
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.run import build_run, run_key
+    from stages.train.step import Hook
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)

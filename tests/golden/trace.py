@@ -60,7 +60,7 @@ def losses(changes: dict[str, object]) -> list[float]:
     for _ in range(STEPS):
         loss, nats = objective(row[:, :-1], row[:, 1:], segments, positions)
         (loss / (ROWS * LENGTH)).backward()
-        optimizers.step(1.0)
+        optimizers.step(1.0, torch.tensor(True))
         optimizers.zero_grad()
         for module in model.modules():
             if hasattr(module, "end_step"):

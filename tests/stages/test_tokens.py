@@ -215,18 +215,17 @@ def test_ranks_share_each_step_without_overlap_or_gap_in_any_world(tmp_path, mic
     rows, rows_per_step, seed = TokenRows(tmp_path / "data/pack/train"), 13, 5
     for step in (0, 1001):
         expected = data_order(rows.n_rows, seed, step * rows_per_step, rows_per_step).tolist()
+        n_labels = (rows.batch(np.array(expected)).labels != IGNORED).sum()
         for world in range(1, 14):
             seen: list[list[int]] = []
-            n_labels = 0
             for rank in range(world):
                 batches = Batches(rows, seed, rows_per_step, rank, world, micro_batch, start=step)
                 at = batches.at(step)
                 batches.close()
-                assert all(len(part.inputs) <= micro_batch for part in at.micro_batches)
-                seen.append([number for part in at.micro_batches for number in ids_of(rows, part.inputs)])
-                n_labels += at.n_labels
+                assert all(len(inputs) <= micro_batch for inputs, *_ in at.micro_batches)
+                seen.append([number for inputs, *_ in at.micro_batches for number in ids_of(rows, inputs.numpy())])
+                assert at.n_labels == n_labels
             assert [seen[place % world][place // world] for place in range(rows_per_step)] == expected
-            assert n_labels == (rows.batch(np.array(expected)).labels != IGNORED).sum()
 
 
 def test_next_gives_the_steps_one_after_another_from_any_start(tmp_path):
@@ -235,8 +234,8 @@ def test_next_gives_the_steps_one_after_another_from_any_start(tmp_path):
     batches = Batches(rows, seed=1, rows_per_step=6, rank=1, world=2, micro_batch=2, start=3)
     for step in (3, 4, 5):
         ours, theirs = batches.next(), batches.at(step)
-        assert [part.inputs.tolist() for part in ours.micro_batches] == [
-            part.inputs.tolist() for part in theirs.micro_batches
+        assert [inputs.tolist() for inputs, *_ in ours.micro_batches] == [
+            inputs.tolist() for inputs, *_ in theirs.micro_batches
         ]
     batches.close()
 

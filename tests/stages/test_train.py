@@ -272,3 +272,40 @@ def test_every_parameter_has_one_optimizer_and_decay_is_for_matrices(kind):
         ]
         assert len(groups) == 1, name
         assert (groups[0]["weight_decay"] > 0) == (parameter.ndim == 2 and name.startswith("blocks.")), name
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_step_that_is_not_finite_moves_neither_weights_nor_states(kind):
+    model = Decoder(MODEL, 61, 32)
+    model.initialise(torch.Generator().manual_seed(0))
+    optimizers = Optimizers(model, TrainParams(optimizer=kind))
+
+    def step(gradient: float, finite: bool) -> dict[str, torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizers.step(1.0, torch.tensor(finite))
+        return {name: tensor.clone() for name, tensor in {**model.state_dict(), **optimizers.tensors()}.items()}
+
+    before = step(0.1, True)
+    after = step(math.nan, False)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert not torch.equal(step(0.1, True)["embedding.weight"], after["embedding.weight"])
+
+
+def test_results_that_wait_are_told_step_by_step(packed, tmp_path_factory, monkeypatch):
+    """On a GPU the loop waits for results only where a hook needs them; here the CPU does so too."""
+    expected = run_in(packed)
+    files = {name: (expected / name).read_bytes() for name in ("loss.csv", "last/manifest.json", "metrics.json")}
+    waits: list[int] = []
+
+    def must_wait(run, hooks, step, first):
+        waiting = step == run.params.max_steps or any(hook.needs(run, step) for hook in hooks)
+        waits.append(step) if waiting else None
+        return waiting
+
+    monkeypatch.setattr("stages.train.loop.must_wait", must_wait)
+    scratch = str(tmp_path_factory.mktemp("scratch"))
+    out = run_in(packed, execution=EXECUTION.model_copy(update={"scratch": scratch, "log_interval": 4}))
+    assert 0 < len(waits) < TRAIN.max_steps
+    assert {name: (out / name).read_bytes() for name in files} == files

@@ -25,13 +25,12 @@ def share_rows(lengths: npt.NDArray[np.integer], context_length: int) -> tuple[n
     Returns:
         row_starts, pieces: row i holds the documents pieces[row_starts[i] : row_starts[i + 1]], ascending.
     """
-    index = np.int32 if len(lengths) < 1 << 31 else np.int64
+    index: type[np.integer] = np.int32 if len(lengths) < 1 << 31 else np.int64
     levels = _level_starts(context_length + 1)
     row_of = np.empty(len(lengths), index)
     n_rows = _best_fit(np.ascontiguousarray(lengths), context_length, levels, row_of)
-    counts = np.bincount(row_of[row_of >= 0], minlength=n_rows) if len(lengths) else np.zeros(0, np.int64)
     row_starts = np.zeros(n_rows + 1, index)
-    np.cumsum(counts, out=row_starts[1:])
+    _count_rows(row_of, row_starts)
     pieces = np.empty(int(row_starts[-1]), index)
     _by_row(row_of, row_starts[:-1].copy(), pieces)
     return row_starts, pieces
@@ -90,6 +89,16 @@ def _best_fit(lengths, context_length, levels, row_of):  # type: ignore[no-untyp
             below[row] = tops[left]
             tops[left] = row
     return n_rows
+
+
+@kernel
+def _count_rows(row_of, row_starts):  # type: ignore[no-untyped-def]
+    """Turns zeros into where the documents of each row begin when they are listed row by row."""
+    for document in range(len(row_of)):
+        row_starts[row_of[document] + 1] += 1  # those without a row are counted at 0
+    row_starts[0] = 0
+    for row in range(1, len(row_starts)):
+        row_starts[row] += row_starts[row - 1]
 
 
 @kernel

@@ -80,7 +80,7 @@ def check(root: Path, file: EvaluationFile) -> None:
     found = file_sha256(path)
     if found != file.sha256:
         raise BadInput(
-            f"{place}: its sha256 is {found}, not {file.sha256 or 'given'}; if it is the right file, set sha256: {found}"
+            f"{place}: its sha256 is {found}, not {file.sha256 or 'given'}; if this is the right file, paste it"
         )
 
 

@@ -95,6 +95,7 @@ def encode_part(part: Part, folder: Path, tokenizer: TokenizerFile) -> None:
     """Writes SPLIT.tokens and SPLIT.parquet of each split, and test.sha256."""
     encoder = _encoder(tokenizer)
     start = encoder.tokenizer.token_to_id(END_OF_TEXT)
+    assert start is not None, "load_tokenizer has looked"
     with contextlib.ExitStack() as stack:
         tokens = {split: stack.enter_context((folder / f"{split}.tokens").open("wb")) for split in SPLITS}
         tables = {

@@ -67,7 +67,7 @@ def _from_file(  # type: ignore[no-untyped-def]
         run_starts, run_stops = starts[heads], reach[tails - 1]
         places = np.concatenate([[0], np.cumsum(run_stops - run_starts)])
         buffer = np.empty(int(places[-1]), rows.dtype)
-        view = memoryview(buffer).cast("B")
+        view = memoryview(buffer.view(np.uint8))  # type: ignore[arg-type]
         for start, stop, place in zip(run_starts.tolist(), run_stops.tolist(), places.tolist(), strict=False):
             _read(file, view[place * itemsize : (place + stop - start) * itemsize], start * itemsize)
         shift = np.repeat(places[:-1] - run_starts, tails - heads)

@@ -58,7 +58,10 @@ def run(job: Job, pack: PackParams) -> None:
     assert end_of_text is not None, "load_tokenizer has looked"
     padding = tokenizer.token_to_id(PADDING) or 0
     format = RowFormat(pack.strategy, pack.context_length, vocab_size, str(dtype), end_of_text, padding)
-    metrics = {"contaminated_documents": len(record.contaminated), "near_duplicates_across_splits": len(leaks)}
+    metrics: dict[str, int | float | str] = {
+        "contaminated_documents": len(record.contaminated),
+        "near_duplicates_across_splits": len(leaks),
+    }
     needless_cuts = dropped = 0
     for split in SPLITS:
         copies = training_copies(encoded, pack, record) if split == "train" else None

@@ -122,6 +122,12 @@ class TokenRows:
             positions[i, :filled] = np.arange(filled) - np.repeat(ends - lengths, lengths)
         return Batch(inputs, labels, segments, positions)
 
+    def origins(self, row_id: int) -> tuple[list[int], list[int]]:
+        """The document of each segment of a row, and the slot of the document that the segment begins with."""
+        part, row = self._locate(row_id)
+        first, last = part.boundaries[row], part.boundaries[row + 1]
+        return part.documents[first:last].tolist(), part.offsets[first:last].tolist()
+
     def segment_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per segment in the order of rows: its row, its document, its length; int64 arrays."""
         rows, documents, lengths = [], [], []

@@ -3,7 +3,8 @@
 A dataset at one commit is a list of files, with a size and a hash each. `find` asks the hub for those
 of the split, in the order in which `datasets` reads them. Each is one task (stages/tasks.py): download,
 compare with the hash, keep id, text and source as Parquet shards, drop the rest. Finished files stay in
-scratch, so after a kill the same command takes the missing ones alone. A row's id names its file: `owner/name/data/train-00000.parquet:17`.
+scratch, so after a kill the same command takes the missing ones alone. A row's id names its file:
+`owner/name/data/train-00000.parquet:17`.
 
 With limits, only files are taken that are needed: the first alone, then as many at once as the densest
 file so far says must be read. Files that hold other than Parquet, Arrow or JSON lines are left to the
@@ -163,8 +164,3 @@ def _cut(source: Path, folder: Path, number: int, limits: Limits, documents: int
             break
     shards.finish()
     return [{**shard, "file": f"data/download/documents/{shard['file']}"} for shard in shards.described]
-
-
-def _unfinished(job: Job) -> Path:
-    """Where files are that are being downloaded; not among the tasks' folders, which start empty."""
-    return job.store.with_name("unfinished")

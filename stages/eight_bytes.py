@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -61,7 +61,7 @@ def trailing_zeros(context, value):  # type: ignore[no-untyped-def]
 def letters_before_stop(packed: np.uint64) -> np.int64:
     """How many of eight bytes come before the first that is 0 or 0x80 and above; 8 if none is."""
     stops = ((packed - ONES) & ~packed | packed) & HIGH_BITS
-    return np.int64(trailing_zeros(stops) >> np.uint64(3))
+    return np.int64(trailing_zeros(stops) >> np.uint64(3))  # type: ignore[call-arg]
 
 
 @inline_kernel

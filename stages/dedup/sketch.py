@@ -122,7 +122,7 @@ def shingled_batch(texts: pa.Array, ngram: int) -> tuple[Shingled, npt.NDArray[n
 
 def exact_hashes(shingled: Shingled) -> npt.NDArray[np.uint64]:
     """xxh3-128 of each normalised text, its upper and its lower half: uint64[texts, 2]."""
-    normal, ends = memoryview(shingled.normal), shingled.normal_ends.tolist()
+    normal, ends = shingled.normal.data, shingled.normal_ends.tolist()
     digests = [xxhash.xxh3_128_digest(normal[begin:end]) for begin, end in pairwise(ends)]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 

@@ -188,5 +188,9 @@ def with_copies(near: Removals, copies: Removals) -> Removals:
     places = places[gone]
     kept, rules, jaccards = copies.kept.copy(), copies.rules.copy(), copies.jaccards.copy()
     kept[gone], rules[gone], jaccards[gone] = near.kept[places], near.rules[places], near.jaccards[places]
-    both = [np.concatenate(columns) for columns in zip(near, (copies.documents, kept, rules, jaccards), strict=True)]
-    return Removals.of(*both)
+    return Removals.of(
+        np.concatenate((near.documents, copies.documents)),
+        np.concatenate((near.kept, kept)),
+        np.concatenate((near.rules, rules)),
+        np.concatenate((near.jaccards, jaccards)),
+    )

@@ -18,12 +18,12 @@ from stages.pack.params import PackParams
 from stages.pack.plan import best_fit, plan_best_fit, plan_concat
 from stages.pack.shards import write_rows
 from stages.pack.stage import run
-from stages.shingles import words_of
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run as run_tokenizer
 from stages.tokens import IGNORED_LABEL, TokenRows
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 from tests.stages.corpus import ONE_WORKER, Document, prose, run_stage, write_corpus
+from tests.stages.normalised import normalised_words
 
 END, PAD = 0, 1
 PARAMS = PackParams(context_length=32, shard_tokens=1 << 10)
@@ -227,7 +227,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_bytes_do_not_depend_on_workers(root, monkeypatch):
     expected = contents(packed(root))
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 3000)
     assert contents(packed(root, execution=Execution(workers=2))) == expected
     assert contents(packed(root)) == expected
 
@@ -250,7 +250,7 @@ def test_the_test_text_has_the_same_hash_under_any_params(root, tmp_path):
 def jaccard(first: str, second: str) -> float:
     sets = []
     for text in (first, second):
-        words = words_of(text)
+        words = normalised_words(text)
         sets.append({tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
@@ -279,7 +279,7 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch):
             expected[document.id] = pytest.approx(max(similarities))
     assert 15 < len(expected) < 35, "some on either side of the threshold"
     write_corpus(tmp_path, corpus, n_shards=3)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 4000)
     for workers in (1, 2):
         found = leaks.find_leaks(tmp_path, tmp_path / f"index{workers}", workers)
         assert {leak.training_id: leak.jaccard for leak in found} == expected

@@ -67,7 +67,7 @@ def documents(root: Path, stage: str) -> Documents:
         for batch in record_batches(need(root, "clean") / "documents", columns):
             yield from batch.to_pylist()
         return
-    from stages.pack.kept import kept_parts
+    from stages.kept import kept_parts
 
     for part in kept_parts(need(root, "clean") / "documents", need(root, "dedup") / "keep.parquet"):
         for batch in part.batches(columns):

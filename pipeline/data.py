@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -194,6 +195,49 @@ def inspect(split: str, row: int, as_json: bool) -> None:
       millrace data inspect --json | jq '.segments[0].input_ids'
     """
     _print_rows(split, range(row, row + 1), as_json)
+
+
+@data.command()
+@click.argument("text", metavar="TEXT|@FILE")
+@click.option("-n", "count", default=10, show_default=True, type=click.IntRange(min=1), help="How many at most.")
+@click.option(
+    "--least", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Smallest estimate looked at."
+)
+@as_json
+def near(text: str, count: int, least: float, as_json: bool) -> None:
+    """Finds the clean documents most like a text, by the signatures of dedup, compared exactly.
+
+    Jaccard is that of the sets of words in a row (dedup.ngram of them), 1 for the same words. Signatures that
+    dedup has made are read; without them they are made first.
+
+    \b
+      millrace data near "The quick brown fox jumps over the lazy dog."
+      millrace data near @article.txt -n 3 --json
+    """
+    from pipeline.corpus import need
+    from stages.dedup.near import near as neighbours
+
+    need(_root(), "clean")
+    with contextlib.redirect_stdout(sys.stderr):  # progress, where signatures have to be made
+        found = neighbours(_root(), _given(text), count, least)
+    if as_json:
+        click.echo(json.dumps([neighbour._asdict() for neighbour in found], indent=2, ensure_ascii=False))
+    elif found:
+        _print_table([{"id": each.id, "jaccard": each.jaccard, "estimated": each.estimated} for each in found])
+    else:
+        click.echo("no document is like it")
+
+
+def _given(text: str) -> str:
+    """The text, or what the file behind @ holds."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{text[1:]}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{text[1:]}: byte {error.start} is not UTF-8") from None
 
 
 def _print_rows(split: str, rows: Iterable[int], as_json: bool) -> None:

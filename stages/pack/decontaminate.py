@@ -1,12 +1,12 @@
 """Finds training documents that share a word n-gram with evaluation files, as GPT-3's authors did (13 words).
 
-Words are those of stages/shingles.py: letters and digits in lower case, so neither punctuation nor line
-ends hide a copy. One n-gram in common is enough: thirteen words in a row are hardly ever chance, and a
-question that a model has read with its answer measures memory. Example with n = 3 and the evaluation
-text `What is the capital of Peru?`: a document with "..is, The capital.." goes.
+Words are those of stages/shingles.py, in lower case, so neither punctuation nor line ends hide a copy.
+One n-gram in common is enough: thirteen words in a row are hardly ever chance, and a question that a
+model has read with its answer measures memory. Example with n = 3 and the evaluation text `What is the
+capital of Peru?`: a document with "..is, The capital.." goes.
 
 An evaluation text of fewer than n words has no n-gram and finds nothing; how many are so short is said.
-Memory grows with the evaluation text (16 bytes a word), not with the training text.
+Memory grows with the evaluation text (10 bytes a word), not with the training text.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,22 +26,45 @@ import pyarrow.parquet as pq
 
 from stages.entry import Job, file_sha256
 from stages.errors import BadInput
-from stages.pack.kept import Part
+from stages.kept import Part
+from stages.pack.encode import by_bytes
 from stages.pack.params import EvaluationFile
 from stages.progress import say
-from stages.shingles import NORMALISATION, shingle_hashes, words_of
+from stages.shingles import Shingled, normalisation_name, shingle_texts
 from stages.sources import KINDS, SourceFile, read_file
 from stages.tasks import Task, results
+from stages.utf8 import text_buffers
 
 CONTAMINATED = pa.schema([("id", pa.string()), ("file", pa.string()), ("ngrams", pa.int64()), ("first", pa.string())])
 """The document, the evaluation file, how many of its n-grams are there, and the first of them in words."""
 
 
+SIEVE_SIZE = 1 << 24
+BATCH_TEXTS = 1000
+
+
 class Index(NamedTuple):
-    """The distinct n-grams of all evaluation files, sorted, and the first file that holds each."""
+    """The distinct n-grams of all evaluation files, sorted, and the first file that holds each.
+
+    `sieve` says whether any n-gram has these low bits: nearly all of the training text ends there.
+    """
 
     hashes: npt.NDArray[np.uint64]
     files: npt.NDArray[np.uint16]
+    sieve: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, found: Sequence[npt.NDArray[np.uint64]]) -> Index:
+        """The n-grams of each file."""
+        numbers = [np.full(len(own), number, np.uint16) for number, own in enumerate(found)]
+        hashes, first = np.unique(np.concatenate(found), return_index=True)
+        sieve = np.zeros(SIEVE_SIZE, np.bool_)
+        sieve[_low_bits(hashes)] = True
+        return cls(hashes, np.concatenate(numbers)[first], sieve)
+
+
+def _low_bits(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    return (hashes & np.uint64(SIEVE_SIZE - 1)).astype(np.intp)
 
 
 def find_contaminated(
@@ -59,7 +83,7 @@ def find_contaminated(
     work.mkdir(parents=True)
     for name, values in index._asdict().items():
         np.save(work / f"{name}.npy", values)
-    seen = [NORMALISATION, ngram, [[file.sha256, file.column, file.path] for file in evaluation]]
+    seen = [normalisation_name(), ngram, [[file.sha256, file.column, file.path] for file in evaluation]]
     tasks = [Task(job.key("contaminated", part.digest, part.kept.hex(), seen), part) for part in parts]
     write = partial(write_contaminated, work=work, names=[file.path for file in evaluation], ngram=ngram)
     for folder in results(job, "contaminated", write, tasks):
@@ -86,51 +110,59 @@ def check(root: Path, file: EvaluationFile) -> None:
 
 def index_of(root: Path, evaluation: Sequence[EvaluationFile], ngram: int) -> Index:
     """The n-grams of the files."""
-    parts = []
-    for number, file in enumerate(evaluation):
+    found = []
+    for file in evaluation:
+        texts = (document.text for document in read_file(SourceFile(root / file.path, file.path), file.column))
         n_texts = n_short = 0
         distinct = np.zeros(0, np.uint64)
-        waiting: list[npt.NDArray[np.uint64]] = []
-        for document in read_file(SourceFile(root / file.path, file.path), file.column):
-            own = ngrams_of(document.text, ngram)
-            n_texts, n_short = n_texts + 1, n_short + (not len(own))
-            waiting.append(own)
-            if len(waiting) == 10_000:
-                distinct, waiting = np.unique(np.concatenate([distinct, *waiting])), []
-        distinct = np.unique(np.concatenate([distinct, *waiting]))
+        while some := list(islice(texts, BATCH_TEXTS)):
+            grams, ends, _ = ngrams_of(pa.array(some, pa.large_string()), ngram)
+            n_texts, n_short = n_texts + len(some), n_short + int((np.diff(ends) == 0).sum())
+            distinct = np.unique(np.concatenate([distinct, grams]))
         short = f"; {n_short:,} are shorter than {ngram} words and find nothing" if n_short else ""
         say(f"pack: {file.path}: {len(distinct):,} {ngram}-grams of {n_texts:,} texts{short}")
-        parts.append((distinct, np.full(len(distinct), number, np.uint16)))
-    hashes, first = np.unique(np.concatenate([part[0] for part in parts]), return_index=True)
-    return Index(hashes, np.concatenate([part[1] for part in parts])[first])
+        found.append(distinct)
+    return Index.of(found)
 
 
-def ngrams_of(text: str, ngram: int) -> npt.NDArray[np.uint64]:
-    """The hash of each n-gram of a text in its order; none if it is shorter."""
-    words = words_of(text)
-    return shingle_hashes(words, ngram) if len(words) >= ngram else np.zeros(0, np.uint64)
+def ngrams_of(texts: pa.Array, ngram: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], Shingled]:
+    """The n-grams of texts end to end, where those of each begin and end, and the texts as words.
+
+    A text of fewer than n words, which stages/shingles.py takes for one shingle, has none here.
+    """
+    shingled = shingle_texts(*text_buffers(texts), ngram)
+    counts = np.diff(shingled.ends)
+    for text in np.flatnonzero(counts == 1).tolist():
+        counts[text] = len(_words(shingled, text)) >= ngram
+    is_ngram = np.repeat(counts > 0, np.diff(shingled.ends))
+    return shingled.shingles[is_ngram], np.concatenate([[0], np.cumsum(counts)]), shingled
+
+
+def _words(shingled: Shingled, text: int) -> list[str]:
+    begin, end = shingled.normal_ends[text : text + 2]
+    return shingled.normal[begin:end].tobytes().decode().split(" ")
 
 
 def write_contaminated(part: Part, folder: Path, work: Path, names: list[str], ngram: int) -> None:
     """Writes contaminated.parquet: the training documents of the part that share an n-gram."""
     index = Index(*(np.load(work / f"{name}.npy", mmap_mode="r") for name in Index._fields))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for batch in part.batches(["id", "text", "split"]):
-        train = batch.filter(pc.equal(batch["split"], "train"))
-        for name, text in zip(train["id"].to_pylist(), train["text"].to_pylist(), strict=True):
-            rows += [{"id": name, **shared} for shared in shared_ngrams(text, index, names, ngram)]
+        for piece in by_bytes(batch.filter(pc.equal(batch["split"], "train"))):
+            for text, shared in shared_ngrams(piece["text"], index, names, ngram):
+                rows.append({"id": piece["id"][text].as_py(), **shared})
     pq.write_table(pa.Table.from_pylist(rows, CONTAMINATED), folder / "contaminated.parquet")
 
 
-def shared_ngrams(text: str, index: Index, names: list[str], ngram: int) -> list[dict]:
-    """For a contaminated text, the file with the first shared n-gram, their number, and the first in words."""
-    if not len(index.hashes):
-        return []
-    own = ngrams_of(text, ngram)
-    places = np.minimum(np.searchsorted(index.hashes, own), len(index.hashes) - 1)
-    shared = np.flatnonzero(index.hashes[places] == own)
-    if not len(shared):
-        return []
-    first = int(shared[0])
-    words = words_of(text)[first : first + ngram]
-    return [{"file": names[int(index.files[places[first]])], "ngrams": len(shared), "first": " ".join(words)}]
+def shared_ngrams(texts: pa.Array, index: Index, names: list[str], ngram: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each contaminated text the file with its first shared n-gram, their number, and the first in words."""
+    grams, ends, shingled = ngrams_of(texts, ngram)
+    likely = np.flatnonzero(index.sieve[_low_bits(grams)])
+    places = np.minimum(np.searchsorted(index.hashes, grams[likely]), max(len(index.hashes) - 1, 0))
+    found = likely[index.hashes[places] == grams[likely]] if len(likely) else likely
+    owners = np.searchsorted(ends, found, side="right") - 1
+    for text in np.unique(owners).tolist():
+        own = found[owners == text]
+        first = int(own[0] - ends[text])
+        file = names[int(index.files[np.searchsorted(index.hashes, grams[own[0]])])]
+        yield text, {"file": file, "ngrams": len(own), "first": " ".join(_words(shingled, text)[first : first + ngram])}

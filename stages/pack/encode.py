@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from stages.encoding import Encoder
 from stages.entry import Job
-from stages.pack.kept import Part
+from stages.kept import Part
 from stages.splits import SPLITS, Split
 from stages.tasks import Task, results
 from stages.utf8 import text_buffers

@@ -22,9 +22,9 @@ import numpy as np
 
 from stages.entry import Job, file_sha256, write_json
 from stages.errors import BadInput
+from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
-from stages.pack.kept import kept_parts
 from stages.pack.leaks import THRESHOLD, Leak, find_leaks
 from stages.pack.mixture import Copies, copies_of
 from stages.pack.params import PackParams

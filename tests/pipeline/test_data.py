@@ -58,6 +58,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "inputs" / f"{name}.jsonl").write_text(lines)
     evaluation = root / "questions.txt"
     evaluation.write_text(question)
+    (root / "data/code").mkdir(parents=True)
+    (root / "data/code/dedup.json").write_text("{}")
     run_stage(run_download, root, download=DownloadParams(source="files"))
     splits = (SplitParams(validation=0.1, test=0.1, salt=str(number)) for number in range(100))
     watched = (wiki[0], wiki[2], wiki[3], wiki[4], news[1])
@@ -257,6 +259,22 @@ def test_inspect_prints_boundaries(workspace: Path, millrace) -> None:
     assert code == 2 and "row 9999: test has the rows 0 to" in error
 
 
+# near
+
+
+def test_near_finds_the_documents_like_a_text(workspace: Path, millrace, tmp_path: Path) -> None:
+    changed = text(7).replace(" ", "  ", 5) + " And a few words more."
+    code, out, _ = millrace(workspace, "near", changed, "--json")
+    found = json.loads(out)
+    assert code == 0 and found[0]["id"] == "wiki.jsonl:8" and 0.9 < found[0]["jaccard"] < 1
+    (tmp_path / "text").write_text(changed)
+    code, out, _ = millrace(workspace, "near", f"@{tmp_path / 'text'}")
+    assert code == 0 and "wiki.jsonl:8" in out and "jaccard" in out
+    code, out, _ = millrace(workspace, "near", "words that stand nowhere else in all of this")
+    assert code == 0 and out.endswith("no document is like it\n")
+    assert "nowhere: No such file" in millrace(workspace, "near", "@nowhere")[2]
+
+
 # what is not there
 
 
@@ -268,6 +286,7 @@ def test_inspect_prints_boundaries(workspace: Path, millrace) -> None:
         (["stats"], "no data stage has run here yet; run `millrace run download`"),
         (["explain", "x"], "data/clean: nothing here yet"),
         (["inspect"], "data/pack: nothing here yet"),
+        (["near", "some text"], "data/clean: nothing here yet"),
         (["preview", "train"], "'train' is not one of"),
     ],
 )

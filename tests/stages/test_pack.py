@@ -11,19 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages import kept
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
-from stages.pack import encode, gather, kept, leaks, shards
+from stages.pack import encode, gather, leaks, shards
 from stages.pack.params import PackParams
 from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.pack.stage import run
-from stages.shingles import words_of
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run as run_tokenizer
 from stages.tokens import IGNORED_LABEL, TokenRows
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 from tests.stages.corpus import ONE_WORKER, Document, prose, run_stage, write_corpus
+from tests.stages.normalised import normalised_words
 
 END, PAD = 0, 1
 PARAMS = PackParams(context_length=32, shard_tokens=1 << 10)
@@ -164,7 +165,7 @@ def test_bytes_depend_on_neither_workers_nor_batches_nor_buffers(tmp_path, root,
     monkeypatch.setattr(kept, "BATCH_ROWS", 7)
     monkeypatch.setattr(gather, "BUFFER_SLOTS", 100)
     monkeypatch.setattr(gather, "NEAR_SLOTS", 3)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 3000)
     assert contents(packed(tmp_path, execution=Execution(workers=2))) == expected
 
 
@@ -226,7 +227,7 @@ def test_the_test_text_has_the_same_hash_under_any_params(root, tmp_path):
 def jaccard(first: str, second: str) -> float:
     sets = []
     for text in (first, second):
-        words = words_of(text)
+        words = normalised_words(text)
         sets.append({tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
@@ -255,7 +256,7 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch):
             expected[document.id] = pytest.approx(max(similarities))
     assert 15 < len(expected) < 35, "some on either side of the threshold"
     write_corpus(tmp_path, corpus, n_shards=3)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 4000)
     for workers in (1, 2):
         found = leaks.find_leaks(tmp_path, tmp_path / f"index{workers}", workers)
         assert {leak.training_id: leak.jaccard for leak in found} == expected

@@ -20,7 +20,6 @@ from stages.pack.decontaminate import Index, index_of, ngrams_of, shared_ngrams
 from stages.pack.mixture import copies_of, fraction_of
 from stages.pack.params import EvaluationFile, PackParams
 from stages.pack.stage import run
-from stages.shingles import words_of
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run as run_tokenizer
 from stages.tokens import TokenRows
@@ -215,20 +214,21 @@ def test_shared_ngrams_are_those_of_sets_of_tuples(reserved: list[list[str]], wo
     n = 3
     known = {tuple(own[at : at + n]) for own in reserved for at in range(len(own) - n + 1)}
     shared = [at for at in range(len(words) - n + 1) if tuple(words[at : at + n]) in known]
-    hashes = np.unique(np.concatenate([ngrams_of(" ".join(own), n) for own in reserved] or [np.zeros(0, np.uint64)]))
-    found = shared_ngrams(" ".join(words), Index(hashes, np.zeros(len(hashes), np.uint16)), ["file"], n)
-    assert [row["ngrams"] for row in found] == ([len(shared)] if shared else [])
+    index = Index.of([ngrams_of(pa.array([" ".join(own) for own in reserved], pa.string()), n)[0]])
+    found = list(shared_ngrams(pa.array(["other", " ".join(words)]), index, ["file"], n))
+    expected = {"file": "file", "ngrams": len(shared)}
     if shared:
-        assert found[0]["first"] == " ".join(words[shared[0] : shared[0] + n])
+        expected["first"] = " ".join(words[shared[0] : shared[0] + n])
+    assert found == ([(1, expected)] if shared else [])
 
 
 def test_the_first_file_that_holds_an_ngram_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three four")
     (tmp_path / "b.txt").write_text("two three four five")
     index = index_of(tmp_path, [EvaluationFile(path="a.txt"), EvaluationFile(path="b.txt")], 3)
-    found = [shared_ngrams(text, index, ["a", "b"], 3) for text in ("Two, three: four!", "three four five")]
-    names = [row["file"] for rows in found for row in rows]
-    assert names == ["a", "b"] and len(words_of("Two, three: four!")) == 3
+    texts = pa.array(["Two, three: four!", "nothing", "three four five"])
+    found = [(text, shared["file"]) for text, shared in shared_ngrams(texts, index, ["a", "b"], 3)]
+    assert found == [(0, "a"), (2, "b")]
 
 
 # The shards are what others read

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from pipeline import environment
+from pipeline.data import data
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -39,6 +40,7 @@ def cli() -> None:
       millrace run --smoke                   every stage in a minute and a half, in a copy
       millrace run                           the whole pipeline, or what changed of it
       dvc metrics show                       what came out
+      millrace data stats                    what the corpus is made of; `data --help` for more
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
 
@@ -129,6 +131,9 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     if any(finding.level == "failure" for finding in findings):
         sys.exit(FAILED)
+
+
+cli.add_command(data)
 
 
 def find_root() -> Path:

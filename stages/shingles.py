@@ -1,75 +1,257 @@
-"""A document as a set of shingles: word n-grams, each a 64-bit hash.
+"""A document as a set of shingles: word n-grams, each a 64-bit hash, made from UTF-8 without a Python object a word.
 
-The normalised text is what counts: lower-case words joined by one space. "The cat, the CAT!" is "the
-cat the cat". With n = 3 its shingles are "the cat the" and "cat the cat"; the Jaccard similarity of
-two documents is |A and B| / |A or B| over these sets. A document of fewer than n words is one shingle.
+The normalised text is what counts: words joined by one space. A word is a maximal run of letters, marks,
+numbers and underscores in simple lower case; a letter or number of a script without spaces (Chinese, Thai)
+is a word by itself, with the marks after it. What a character is stands in stages/unicode.txt, not in
+Python's tables, which change with its version.
 
-A shingle's hash is a polynomial in the xxh3-64 of its words, mixed: no string is built per shingle.
-The normalisation decides what J means, so a change of it gets a new `NORMALISATION` number.
+    "The cat, the CAT! 日本"   is   the cat the cat 日 本
+
+With n = 3 its shingles are "the cat the", "cat the cat", "the cat 日" and "cat 日 本"; the Jaccard similarity of two
+documents is |A and B| / |A or B| over these sets. A document of fewer than n words is one shingle, one
+without a word is its own text. A shingle's hash is a polynomial in the hashes of its words, rolled from
+one to the next, and mixed. The normalisation decides what J means: a change gets another `NORMALISATION`.
 """
 
 from __future__ import annotations
 
-import re
-from typing import NewType
+import functools
+import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-NORMALISATION = 1
-WORD = re.compile(r"\w+")
+from stages.compiled import inline_kernel, kernel
+from stages.eight_bytes import first_bytes, letters_before_stop, load, store
+from stages.unicode import LETTER, LONE, MARK, NUMBER, UNICODE_SHA256, tables
+from stages.utf8 import Bytes, Offsets, decode
+
+NORMALISATION = 2
+WORD = LETTER | MARK | NUMBER
+SEED = np.uint64(0x243F6A8885A308D3)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-Shingles = NewType("Shingles", np.ndarray)
-"""Sorted distinct hashes, uint64[n]."""
+FIRST_FACTOR, SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+Hashes = npt.NDArray[np.uint64]
 
 
-class _WordHashes(dict[str, int]):
-    """xxh3-64 of words, each computed once; forgotten when a million are held."""
+class Shingled(NamedTuple):
+    """Texts as shingles.
 
-    def __missing__(self, word: str) -> int:
-        if len(self) >= 1_000_000:
-            self.clear()
-        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
-        return value
+    Attributes:
+        shingles: the hashes of all texts end to end, in the order of their words, repeats included.
+        ends: where the shingles of each text begin, and the last ones end; int64[texts + 1].
+        normal: the normalised texts end to end, UTF-8.
+        normal_ends: the same for `normal`.
+    """
 
-
-_word_hashes = _WordHashes()
-
-
-def words_of(text: str) -> list[str]:
-    """The words of the normalised text. A text without a word character is a word itself."""
-    return WORD.findall(text.lower()) or [text]
+    shingles: Hashes
+    ends: Offsets
+    normal: Bytes
+    normal_ends: Offsets
 
 
-def exact_hash(words: list[str]) -> bytes:
-    """xxh3-128 of the normalised text: equal for exact duplicates."""
-    return xxhash.xxh3_128_digest(" ".join(words).encode())
+def normalisation_name() -> str:
+    """The version of the normalisation with a hash of the table of characters that it rests on."""
+    return f"{NORMALISATION}-{hashlib.sha256(f'{NORMALISATION} {UNICODE_SHA256}'.encode()).hexdigest()[:16]}"
 
 
-def shingle_hashes(words: list[str], ngram: int) -> npt.NDArray[np.uint64]:
-    """The hash of every shingle in the order of the words, repeats included, for at least one word."""
-    hashes = np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
-    width = min(ngram, len(words))
-    combined = np.zeros(len(words) - width + 1, np.uint64)
-    for start in range(width):
-        combined = combined * MULTIPLIER + hashes[start : start + len(combined)]
-    return _mixed(combined)
+def shingle_texts(data: Bytes, offsets: Offsets, ngram: int) -> Shingled:
+    """The shingles of texts given as stages/utf8.py gives them."""
+    n_texts, n_bytes = len(offsets) - 1, int(offsets[-1])
+    data = data.view()
+    data.flags.writeable = False  # one type for the compiler, whatever the buffer is
+    shingles = np.empty(n_bytes // 2 + n_texts + 1, np.uint64)  # a word and its end are two bytes or more
+    normal = np.empty(n_bytes + n_bytes // 2 + 4 * n_texts + 16, np.uint8)  # lower case may take 3 bytes for 2
+    ends, normal_ends = np.zeros(n_texts + 1, np.int64), np.zeros(n_texts + 1, np.int64)
+    classes, lower = tables()
+    _shingle(data, offsets, _ascii_words(), classes, lower, ngram, normal, normal_ends, shingles, ends)
+    return Shingled(shingles[: ends[-1]], ends, normal[: normal_ends[-1]], normal_ends)
 
 
-def shingles_of(words: list[str], ngram: int) -> Shingles:
-    """The set of shingles of a document with at least one word."""
-    return Shingles(np.unique(shingle_hashes(words, ngram)))
+@functools.lru_cache(maxsize=1)
+def _ascii_words() -> Bytes:
+    """Of each byte: ASCII that stands in words its lower case, other ASCII 0, any other byte itself; uint8[256]."""
+    classes, lower = tables()
+    found = np.arange(256, dtype=np.uint8)
+    found[:128] = np.where(classes[:128] & WORD, lower[:128], 0)
+    found[ord("_")] = ord("_")
+    return found
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+@inline_kernel
+def mixed(value: np.uint64) -> np.uint64:
     """The finaliser of MurmurHash3, a bijection, so that every bit depends on every word."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+    value = (value ^ (value >> np.uint64(33))) * FIRST_FACTOR
+    value = (value ^ (value >> np.uint64(33))) * SECOND_FACTOR
+    return value ^ (value >> np.uint64(33))
 
 
-def jaccard(first: Shingles, second: Shingles) -> float:
-    """|A and B| / |A or B|, exact up to collisions of 64-bit hashes."""
-    common = len(np.intersect1d(first, second, assume_unique=True))
-    return common / (len(first) + len(second) - common)
+@inline_kernel
+def _absorbed(state: np.uint64, packed: np.uint64) -> np.uint64:
+    """The state of a word's hash after up to 8 more of its bytes."""
+    state = (state ^ packed) * MULTIPLIER
+    return state ^ (state >> np.uint64(32))
+
+
+@inline_kernel
+def _finished(state: np.uint64, n_bytes: int) -> np.uint64:
+    return state ^ (np.uint64(n_bytes) * SECOND_FACTOR)
+
+
+@kernel
+def _hash_bytes(data, begin, end):  # type: ignore[no-untyped-def]
+    """The hash of a word that stands at data[begin:end], with 8 bytes of room after it."""
+    state = SEED
+    for place in range(begin, end, 8):
+        state = _absorbed(state, first_bytes(load(data, place), min(8, end - place)))
+    return _finished(state, end - begin)
+
+
+@inline_kernel
+def _encode(code: np.int32, out: Bytes, at: int) -> int:
+    """Writes a code point of 0x80 or more as UTF-8, and gives the number of its bytes."""
+    if code < 0x800:
+        out[at] = 0xC0 | (code >> 6)
+        out[at + 1] = 0x80 | (code & 0x3F)
+        return 2
+    if code < 0x10000:
+        out[at] = 0xE0 | (code >> 12)
+        out[at + 1] = 0x80 | ((code >> 6) & 0x3F)
+        out[at + 2] = 0x80 | (code & 0x3F)
+        return 3
+    out[at] = 0xF0 | (code >> 18)
+    out[at + 1] = 0x80 | ((code >> 12) & 0x3F)
+    out[at + 2] = 0x80 | ((code >> 6) & 0x3F)
+    out[at + 3] = 0x80 | (code & 0x3F)
+    return 4
+
+
+@kernel
+def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no-untyped-def]
+    """Copies the word that begins at `place` to normal[at:], if one does; for any characters.
+
+    Gives the place after it (or after what is no word) and where its copy ends.
+    """
+    first, width = at, 1
+    lone = False
+    while place < end:
+        code, width = decode(data, place)
+        flags = classes[code]
+        if flags & WORD == 0 and code != 0x5F:
+            break
+        begins = flags & LONE != 0 and flags & (LETTER | NUMBER) != 0
+        if at > first and (begins or (lone and flags & MARK == 0)):
+            break
+        lone = lone or begins
+        code = lower[code]
+        if code < 0x80:
+            normal[at] = code
+            at += 1
+        else:
+            at += _encode(code, normal, at)
+        place += width
+    return place + width if at == first else place, at
+
+
+@kernel
+def _shingle(data, offsets, ascii_words, classes, lower, ngram, normal, normal_ends, shingles, ends):  # type: ignore[no-untyped-def]
+    highest = np.uint64(1)
+    for _ in range(ngram):
+        highest *= MULTIPLIER
+    window = np.zeros(ngram, np.uint64)  # the hashes of the last words
+    longest = 0
+    for text in range(len(offsets) - 1):
+        longest = max(longest, offsets[text + 1] - offsets[text])
+    mapped = np.empty(longest + 16, np.uint8)  # a text in which what is no ASCII word is 0, or 0x80 and above
+    at = count = 0
+    for text in range(len(offsets) - 1):
+        begin, n_bytes = offsets[text], offsets[text + 1] - offsets[text]
+        for place in range(n_bytes):
+            mapped[place] = ascii_words[data[begin + place]]
+        mapped[n_bytes : n_bytes + 16] = 0
+        n_words = slot = place = 0
+        rolled = np.uint64(0)
+        while place < n_bytes:
+            if mapped[place] == 0:
+                place += 1
+                continue
+            first, state, stop = at, SEED, 8
+            while stop == 8:
+                packed = load(mapped, place)
+                stop = letters_before_stop(packed)
+                store(normal, at, packed)
+                if stop:
+                    state = _absorbed(state, first_bytes(packed, stop))
+                at += stop
+                place += stop
+            if mapped[place] == 0:
+                value = _finished(state, at - first)
+            else:
+                place -= at - first
+                after, at = _copy_word(data, begin + place, begin + n_bytes, classes, lower, normal, first)
+                place = after - begin
+                if at == first:
+                    continue
+                value = _hash_bytes(normal, first, at)
+            normal[at] = 32
+            at += 1
+            rolled = rolled * MULTIPLIER + value
+            if n_words >= ngram:
+                rolled -= window[slot] * highest
+            window[slot] = value
+            slot = 0 if slot + 1 == ngram else slot + 1
+            n_words += 1
+            if n_words >= ngram:
+                shingles[count] = mixed(rolled)
+                count += 1
+        if n_words == 0:
+            first = at
+            for place in range(n_bytes):
+                normal[at] = data[begin + place]
+                at += 1
+            rolled = _hash_bytes(normal, first, at)
+        else:
+            at -= 1  # no space after the last word
+        if n_words < ngram:
+            shingles[count] = mixed(rolled)
+            count += 1
+        normal_ends[text + 1], ends[text + 1] = at, count
+
+
+def distinct(shingles: Hashes, ends: Offsets) -> tuple[Hashes, Offsets]:
+    """The set of each text: its distinct shingles where they occur first, end to end, and where each set begins.
+
+    No shingle of a set is 0, which marks free places in tables: 0 is taken for 1.
+    """
+    found, found_ends = np.empty(len(shingles), np.uint64), np.zeros(len(ends), np.int64)
+    _distinct(shingles, ends, found, found_ends)
+    return found[: found_ends[-1]], found_ends
+
+
+@kernel
+def _distinct(shingles, ends, found, found_ends):  # type: ignore[no-untyped-def]
+    largest = 0
+    for text in range(len(ends) - 1):
+        largest = max(largest, ends[text + 1] - ends[text])
+    size = 2
+    while size < 2 * largest:
+        size *= 2
+    table = np.zeros(size, np.uint64)
+    count = 0
+    for text in range(len(ends) - 1):
+        size = 2
+        while size < 2 * (ends[text + 1] - ends[text]):
+            size *= 2
+        mask = np.uint64(size - 1)
+        table[:size] = 0
+        for at in range(ends[text], ends[text + 1]):
+            value = max(shingles[at], np.uint64(1))
+            place = value & mask
+            while table[place] != 0 and table[place] != value:
+                place = (place + np.uint64(1)) & mask
+            if table[place] == 0:
+                table[place] = value
+                found[count] = value
+                count += 1
+        found_ends[text + 1] = count

@@ -129,6 +129,12 @@ class TokenRows:
             self._filled = np.concatenate([np.zeros(0, np.int32), *(part.filled() for part in self._parts)])
         return int(self._filled[row_ids].sum(dtype=np.int64))
 
+    def origins(self, row_id: int) -> tuple[list[int], list[int]]:
+        """The document of each segment of a row, and the slot of the document that the segment begins with."""
+        part, row = self._locate(row_id)
+        first, last = part.boundaries[row], part.boundaries[row + 1]
+        return part.documents[first:last].tolist(), part.offsets[first:last].tolist()
+
     def segment_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per segment in the order of rows: its row, its document, its length; int64 arrays."""
         rows, documents, lengths = [], [], []

@@ -1,9 +1,9 @@
 """Decides which documents go, from the pairs that match.
 
-Documents are numbered by preference (reserved first, then longest, ties by hash of text, then id).
-In that order each document is kept unless it matches one that is kept already, so a removal always
-names a kept document that it was compared with. Example: A matches B, B matches C, A and C do not
-match. Longest first A, B, C: B goes for A, C stays. Longest first B, A, C: both go for B.
+Documents are numbered by preference (order.py). In that order each document is kept unless it matches one
+that is kept already, so a removal always names a kept document that it was compared with. Example: A matches
+B, B matches C, A and C do not match. Longest first A, B, C: B goes for A, C stays. Longest first B, A, C:
+both go for B.
 
 A match with a reserved document is a leak: the training document goes in any case. Without
 verification (`verify: false`) one training document of each connected component stays, as FineWeb
@@ -14,74 +14,122 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stages.dedup.pairs import ExactJaccard, Match
+import numpy as np
+import numpy.typing as npt
 
-EXACT, NEAR, LEAKED = "exact", "near", "leaked"
+from stages.compiled import kernel
+
+EXACT, NEAR, LEAKED = range(3)
+RULES = ("exact", "near", "leaked")
+Documents = npt.NDArray[np.int64]
+Jaccards = npt.NDArray[np.float64]
 
 
-class Removal(NamedTuple):
-    """Why a document goes: for which kept document, by which rule, how similar."""
+class Removals(NamedTuple):
+    """Why documents go, in ascending order of their numbers: for which kept document, by which rule, how similar."""
 
-    kept: int
-    rule: str
-    jaccard: float
+    documents: Documents
+    kept: Documents
+    rules: npt.NDArray[np.uint8]
+    jaccards: Jaccards
+
+    @classmethod
+    def of(cls, documents: Documents, kept: Documents, rules: np.ndarray | int, jaccards: Jaccards) -> Removals:
+        """In any order; one rule may stand for all."""
+        order = np.argsort(documents, kind="stable")
+        all_rules = np.broadcast_to(np.asarray(rules, np.uint8), len(documents))
+        return cls(documents[order], kept[order], all_rules[order], jaccards[order])
+
+    def find(self, documents: Documents) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Which of some documents are removed, and where in these arrays those stand."""
+        places = np.minimum(np.searchsorted(self.documents, documents), max(len(self.documents) - 1, 0))
+        if not len(self.documents):
+            return np.zeros(len(documents), np.bool_), places
+        return self.documents[places] == documents, places
 
 
 class Components:
-    """Connected components (union-find); the name of each is its smallest member."""
+    """Connected components (union-find), 4 bytes a document; the name of each is its smallest member."""
 
-    def __init__(self, n: int):
-        self.parent = list(range(n))
+    def __init__(self, n_documents: int):
+        self.parent = np.arange(n_documents, dtype=np.uint32)
 
-    def find(self, member: int) -> int:
-        while self.parent[member] != member:
-            self.parent[member] = self.parent[self.parent[member]]
-            member = self.parent[member]
-        return member
+    def join(self, first: Documents, second: Documents) -> None:
+        _join(self.parent, first, second)
 
-    def join(self, first: int, second: int) -> None:
-        low, high = sorted((self.find(first), self.find(second)))
-        self.parent[high] = low
+    def names(self, documents: Documents) -> Documents:
+        return _roots(self.parent, documents)
 
 
-def verified_removals(matches: list[Match], n_documents: int, n_reserved: int) -> dict[int, Removal]:
-    """Each removed document with its removal, for matches that were verified.
+def verified_removals(first: Documents, second: Documents, jaccards: Jaccards, n_reserved: int) -> Removals:
+    """Who goes, given the pairs that match; each is (preferred, other).
 
-    Every match is (preferred, other), so a document's fate is known before those it could remove.
+    A document's fate is known before those it could remove. Of the kept ones that it matches its removal names a
+    reserved one if there is one, else the most similar; ties to the preferred.
     """
-    preferred: dict[int, list[Match]] = {}
-    for match in matches:
-        preferred.setdefault(match.second, []).append(match)
-    removals: dict[int, Removal] = {}
-    for document in range(n_reserved, n_documents):
-        kept = [match for match in preferred.get(document, []) if match.first not in removals]
-        if kept:
-            removals[document] = _removal(kept, n_reserved)
-    return removals
+    order = np.lexsort((first, second))
+    documents, groups = np.unique(second, return_inverse=True)
+    matched = np.searchsorted(documents, first)  # where a first document's own fate stands
+    matched[documents[np.minimum(matched, len(documents) - 1)] != first] = -1
+    best = np.full(len(documents), -1, np.int64)
+    _decide(order, groups, matched, first, jaccards, n_reserved, best)
+    gone = np.flatnonzero(best >= 0)
+    kept = first[best[gone]]
+    rules = np.where(kept < n_reserved, LEAKED, NEAR)
+    return Removals.of(documents[gone], kept, rules, jaccards[best[gone]])
 
 
-def component_removals(
-    matches: list[Match], n_documents: int, n_reserved: int, exact: ExactJaccard
-) -> dict[int, Removal]:
-    """As `verified_removals`, for candidates taken on trust.
+def component_removals(first: Documents, second: Documents, n_documents: int, n_reserved: int) -> Removals:
+    """As `verified_removals`, for candidates taken on trust, in ascending order; similarities are still unknown (0).
 
     Leaks go first and connect nothing; of every component of the rest the preferred document stays.
     """
-    removals: dict[int, Removal] = {}
-    for match in matches:
-        if match.first < n_reserved and match.second not in removals:
-            removals[match.second] = Removal(match.first, LEAKED, match.jaccard)
+    leak = first < n_reserved
+    leaked, at = np.unique(second[leak], return_index=True)
+    kept = first[leak][at]
+    rest = ~leak & ~np.isin(first, leaked) & ~np.isin(second, leaked)
     components = Components(n_documents)
-    rest = [match for match in matches if match.first not in removals and match.second not in removals]
-    for match in rest:
-        components.join(match.first, match.second)
-    for document in sorted({document for match in rest for document in (match.first, match.second)}):
-        if (kept := components.find(document)) != document:
-            removals[document] = Removal(kept, NEAR, exact(kept, document))
-    return removals
+    components.join(first[rest], second[rest])
+    members = np.unique(np.concatenate((first[rest], second[rest])))
+    members = members[components.names(members) != members]
+    documents = np.concatenate((leaked, members))
+    rules = np.repeat(np.array([LEAKED, NEAR], np.uint8), [len(leaked), len(members)])
+    return Removals.of(documents, np.concatenate((kept, components.names(members))), rules, np.zeros(len(documents)))
 
 
-def _removal(kept: list[Match], n_reserved: int) -> Removal:
-    """By a reserved document if there is one, else by the most similar; ties to the preferred."""
-    best = min(kept, key=lambda match: (match.first >= n_reserved, -match.jaccard, match.first))
-    return Removal(best.first, LEAKED if best.first < n_reserved else NEAR, best.jaccard)
+@kernel
+def _decide(order, groups, matched, first, jaccards, n_reserved, best):  # type: ignore[no-untyped-def]
+    """best[group] = the match for which the group's document goes, or -1."""
+    for pair in order:
+        if matched[pair] >= 0 and best[matched[pair]] >= 0:
+            continue  # the other document goes itself
+        group = groups[pair]
+        if best[group] < 0:
+            best[group] = pair
+            continue
+        reserved, best_reserved = first[pair] < n_reserved, first[best[group]] < n_reserved
+        if reserved == best_reserved and jaccards[pair] > jaccards[best[group]]:
+            best[group] = pair
+
+
+@kernel
+def _root(parent, document):  # type: ignore[no-untyped-def]
+    while parent[document] != document:
+        parent[document] = parent[parent[document]]
+        document = np.int64(parent[document])
+    return document
+
+
+@kernel
+def _join(parent, first, second):  # type: ignore[no-untyped-def]
+    for pair in range(len(first)):
+        one, other = _root(parent, first[pair]), _root(parent, second[pair])
+        parent[max(one, other)] = min(one, other)
+
+
+@kernel
+def _roots(parent, documents):  # type: ignore[no-untyped-def]
+    names = np.empty(len(documents), np.int64)
+    for at in range(len(documents)):
+        names[at] = _root(parent, documents[at])
+    return names

@@ -8,60 +8,102 @@ bands of 4, 0.44 at J=0.375 and 0.99998 at J=0.75; with FineWeb's 14 of 8, 0.77 
 The permutations are datasketch 2's scheme `affine32`, bit for bit: h -> a*h + b mod 2^32 with odd a,
 after the 32-bit finaliser of MurmurHash3. So `datasketch.MinHash(hashvalues=signature, seed=1,
 scheme="affine32")` opens a signature, and MinHashLSH takes it.
+
+The inner loop runs over permutations, eight 32-bit lanes at a time with AVX2, and takes eight shingles
+a pass, so that loads and stores of a, b and the smallest images are shared: what is left is a multiplication,
+an addition and a minimum per lane.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
-from stages.shingles import Shingles
+from stages.compiled import inline_kernel, kernel
+from stages.shingles import Hashes
+from stages.utf8 import Offsets
 
 SEED = 1
-BLOCK = 2048  # shingles at a time, so that k x BLOCK numbers stay in the cache
+LARGEST = np.uint32(0xFFFFFFFF)
 Signatures = npt.NDArray[np.uint32]
 
 
-class MinHasher:
-    """The first `n_hashes` permutations of the scheme."""
-
-    def __init__(self, n_hashes: int):
-        generator = np.random.RandomState(SEED)
-        self.a = generator.randint(0, 1 << 31, n_hashes, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-        self.b = generator.randint(0, 1 << 32, n_hashes, dtype=np.uint32)
-
-    def signature(self, shingles: Shingles) -> Signatures:
-        """uint32[n_hashes] of a set of shingles, of whose hashes the low 32 bits are used."""
-        hashes = _mixed(shingles.astype(np.uint32))
-        smallest = np.full(len(self.a), np.iinfo(np.uint32).max, np.uint32)
-        for start in range(0, len(hashes), BLOCK):
-            block = hashes[start : start + BLOCK]
-            images = self.a[:, None] * block[None, :]
-            images += self.b[:, None]
-            np.minimum(smallest, images.min(axis=1), out=smallest)
-        return smallest
+@functools.lru_cache
+def permutations(n_hashes: int) -> tuple[Signatures, Signatures]:
+    """The first so many permutations of the scheme: the factors a and the summands b."""
+    generator = np.random.RandomState(SEED)
+    a = generator.randint(0, 1 << 31, n_hashes, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return a, generator.randint(0, 1 << 32, n_hashes, dtype=np.uint32)
 
 
-def _mixed(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))
+def signatures_of(shingles: Hashes, ends: Offsets, n_hashes: int) -> Signatures:
+    """uint32[texts, n_hashes] of texts as `shingle_texts` gives them; the low 32 bits of a shingle are used."""
+    signatures = np.full((len(ends) - 1, n_hashes), LARGEST)
+    _sign(shingles, ends, *permutations(n_hashes), signatures)
+    return signatures
 
 
-def estimates(signatures: Signatures, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> np.ndarray:
-    """The estimated Jaccard similarity of each pair (first[i], second[i]): float64[n]."""
-    estimated = np.empty(len(first))
-    for start in range(0, len(first), BLOCK):
-        part = slice(start, start + BLOCK)
-        estimated[part] = (signatures[first[part]] == signatures[second[part]]).mean(axis=1)
+@inline_kernel
+def _mixed(shingle: np.uint64) -> np.uint32:
+    value = np.uint32(shingle)
+    value = np.uint32((value ^ (value >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    value = np.uint32((value ^ (value >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+    return np.uint32(value ^ (value >> np.uint32(16)))
+
+
+@kernel
+def _sign(shingles, ends, a, b, signatures):  # type: ignore[no-untyped-def]
+    for text in range(len(ends) - 1):
+        smallest = signatures[text]
+        last = ends[text + 1]
+        for at in range(ends[text], last, 8):
+            # Beyond the last shingle the last one again, which changes no minimum.
+            h0 = _mixed(shingles[at])
+            h1 = _mixed(shingles[min(at + 1, last - 1)])
+            h2 = _mixed(shingles[min(at + 2, last - 1)])
+            h3 = _mixed(shingles[min(at + 3, last - 1)])
+            h4 = _mixed(shingles[min(at + 4, last - 1)])
+            h5 = _mixed(shingles[min(at + 5, last - 1)])
+            h6 = _mixed(shingles[min(at + 6, last - 1)])
+            h7 = _mixed(shingles[min(at + 7, last - 1)])
+            for k in range(len(a)):
+                low = min(np.uint32(a[k] * h0 + b[k]), np.uint32(a[k] * h1 + b[k]))
+                low = min(low, min(np.uint32(a[k] * h2 + b[k]), np.uint32(a[k] * h3 + b[k])))
+                low = min(low, min(np.uint32(a[k] * h4 + b[k]), np.uint32(a[k] * h5 + b[k])))
+                low = min(low, min(np.uint32(a[k] * h6 + b[k]), np.uint32(a[k] * h7 + b[k])))
+                smallest[k] = min(smallest[k], low)
+
+
+@kernel
+def estimates(signatures, first, second):  # type: ignore[no-untyped-def]
+    """The estimated Jaccard similarity of each pair of rows (first[i], second[i]): float32[n]."""
+    n_hashes = signatures.shape[1]
+    estimated = np.empty(len(first), np.float32)
+    for pair in range(len(first)):
+        one, other = signatures[first[pair]], signatures[second[pair]]
+        equal = np.uint32(0)
+        for k in range(n_hashes):
+            equal += np.uint32(one[k] == other[k])
+        estimated[pair] = np.float32(equal) / np.float32(n_hashes)
     return estimated
 
 
-def band_keys(signatures: Signatures, bands: int) -> npt.NDArray[np.uint64]:
-    """One 64-bit key per document and band, uint64[documents, bands]; equal bands have equal keys."""
-    parts = signatures.reshape(len(signatures), bands, -1).astype(np.uint64)
-    keys = np.zeros(parts.shape[:2], np.uint64)
-    for row in range(parts.shape[2]):
-        keys = (keys ^ parts[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(29)
+def band_keys(signatures: Signatures, bands: int) -> Hashes:
+    """One 64-bit key per band and document, uint64[bands, documents]; equal bands have equal keys."""
+    keys = np.zeros((bands, len(signatures)), np.uint64)
+    _band_keys(signatures, keys)
     return keys
+
+
+@kernel
+def _band_keys(signatures, keys):  # type: ignore[no-untyped-def]
+    rows = signatures.shape[1] // len(keys)
+    for document in range(len(signatures)):
+        for band in range(len(keys)):
+            key = np.uint64(0)
+            for row in range(band * rows, band * rows + rows):
+                key = (key ^ np.uint64(signatures[document, row])) * np.uint64(0x9E3779B97F4A7C15)
+                key ^= key >> np.uint64(29)
+            keys[band, document] = key

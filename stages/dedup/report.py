@@ -1,23 +1,32 @@
 """A page to look at: the largest clusters, and in what their documents differ.
 
-Each removed document stands beside the kept one it was compared with. Words they share are plain,
-words of one alone are marked. Long documents are shown from shortly before their first difference,
-300 words of each: "(1,204 equal words)" stands for what is skipped. The page needs no other file.
+Each removed document stands beside the kept one it was compared with, with the similarity that the signatures
+estimate and the exact one. Words they share are plain, words of one alone are marked. Long documents are
+shown from shortly before their first difference, 300 words of each: "(1,204 equal words)" stands for what is
+skipped. The page needs no other file, and is small for any corpus: 20 clusters, 3 comparisons each.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from stages.dedup.decide import Removal
+import numpy as np
+import pyarrow as pa
+
+from stages.dedup.compare import estimated_jaccards, joined_pairs
+from stages.dedup.decide import RULES, Components, Documents, Removals
+from stages.dedup.order import ids_of, load_positions
+from stages.dedup.sketch import Numbers, Sketches, read_batches
 
 CLUSTERS = 20
 REMOVALS_PER_CLUSTER = 3
+OTHERS_NAMED = 100
+CHARACTERS_READ = 1_000_000
 WORDS_SHOWN = 300
 WORDS_BEFORE = 20
+CHARACTERS_OF_WORD = 200
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 td { vertical-align: top; width: 50%; padding: .5rem; border: 1px solid #ddd; overflow-wrap: anywhere; }
@@ -28,36 +37,71 @@ del { background: #fdd; text-decoration: none; } ins { background: #dfd; text-de
 
 
 def write_report(
-    path: Path,
-    ids: list[str],
-    members: dict[int, list[int]],
-    removals: dict[int, Removal],
-    text_of: Callable[[int], str],
+    path: Path, sketches: Sketches, order: Path, removals: Removals, clusters: Components, clustered: Documents
 ) -> None:
-    """Writes the page. `members`: the documents of each cluster of two or more, by its preferred one."""
-    largest = sorted(members.items(), key=lambda item: (-len(item[1]), ids[item[0]]))[:CLUSTERS]
+    """Writes the page. `clustered`: the documents of all clusters of two or more, ascending."""
+    positions = load_positions(order)
+    names, members, sizes = np.unique(clusters.names(clustered), return_inverse=True, return_counts=True)
+    largest = np.lexsort((names, -sizes))[:CLUSTERS]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Clusters of duplicates</title>",
         f"<style>{STYLE}</style><h1>Clusters of duplicates</h1>",
-        f"<p>{len(members)} clusters of two or more documents, {len(removals)} documents removed. "
+        f"<p>{len(names)} clusters of two or more documents, {len(removals.documents)} documents removed. "
         f"The {len(largest)} largest clusters follow; kept documents left, removed ones right.</p>",
     ]
-    for number, (_, documents) in enumerate(largest, 1):
-        removed = [document for document in documents if document in removals]
-        parts.append(f"<h2>{number}. {len(documents)} documents, {len(removed)} removed</h2>")
-        shown, others = removed[:REMOVALS_PER_CLUSTER], removed[REMOVALS_PER_CLUSTER:]
-        parts += [_comparison(ids, removals[document], document, text_of) for document in shown]
-        if others:
-            names = ", ".join(html.escape(ids[document]) for document in others)
-            parts.append(f"<details><summary>others removed</summary><p class=id>{names}</p></details>")
+    removed = [_removed(removals, clustered[members == cluster]) for cluster in largest]
+    shown = np.concatenate([*(places[:REMOVALS_PER_CLUSTER] for places in removed), np.empty(0, np.int64)])
+    texts = Texts(sketches, positions, np.concatenate((removals.kept[shown], removals.documents[shown])))
+    for number, (cluster, places) in enumerate(zip(largest, removed, strict=True), 1):
+        parts.append(f"<h2>{number}. {sizes[cluster]:,} documents, {len(places):,} removed</h2>")
+        parts += [_comparison(texts, removals, place) for place in places[:REMOVALS_PER_CLUSTER]]
+        others = removals.documents[places[REMOVALS_PER_CLUSTER:]]
+        if len(others):
+            ids = ids_of(sketches, positions[others[:OTHERS_NAMED]].astype(np.int64)).to_pylist()
+            ids += [f"and {len(others) - OTHERS_NAMED:,} more"] if len(others) > OTHERS_NAMED else []
+            named = ", ".join(map(html.escape, ids))
+            parts.append(f"<details><summary>others removed</summary><p class=id>{named}</p></details>")
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _comparison(ids: list[str], removal: Removal, document: int, text_of: Callable[[int], str]) -> str:
-    left, right = marked_differences(text_of(removal.kept), text_of(document))
+class Texts:
+    """Id and beginning of some documents by number, read once, and what their signatures say of pairs."""
+
+    def __init__(self, sketches: Sketches, positions: Numbers, documents: Documents):
+        self.sketches, self.positions = sketches, positions
+        wanted = np.unique(documents)
+        self.found: dict[int, tuple[str, str]] = {}
+        for shard, rows, places in sketches.by_shard(positions[wanted].astype(np.int64)):
+            ascending = np.argsort(rows, kind="stable")
+            numbers = iter(wanted[places[ascending]].tolist())
+            for batch in read_batches(sketches.shards[shard], ["id", "text"], rows[ascending]):
+                for id_, text in zip(batch.column("id"), batch.column("text"), strict=True):
+                    self.found[next(numbers)] = (id_.as_py(), beginning(text))
+
+    def estimated(self, first: int, second: int) -> float:
+        pair = joined_pairs(np.array([first]), np.array([second]))
+        return float(estimated_jaccards(self.sketches, self.positions, pair)[0])
+
+
+def beginning(text: pa.StringScalar) -> str:
+    """The first million bytes of a text, without making a Python string of all of it."""
+    data = text.as_buffer()
+    return bytes(data.slice(0, min(len(data), CHARACTERS_READ))).decode("utf-8", "ignore")
+
+
+def _removed(removals: Removals, documents: Documents) -> np.ndarray:
+    gone, places = removals.find(documents)
+    return places[gone]
+
+
+def _comparison(texts: Texts, removals: Removals, place: int) -> str:
+    kept, document = int(removals.kept[place]), int(removals.documents[place])
+    (kept_id, kept_text), (document_id, text) = texts.found[kept], texts.found[document]
+    left, right = marked_differences(kept_text, text)
     return (
-        f"<p>rule {removal.rule}, Jaccard {removal.jaccard:.3f}</p><table>"
-        f"<tr><td class=id>{html.escape(ids[removal.kept])}<td class=id>{html.escape(ids[document])}"
+        f"<p>rule {RULES[removals.rules[place]]}, Jaccard {removals.jaccards[place]:.3f}, "
+        f"estimated {texts.estimated(kept, document):.3f}</p><table>"
+        f"<tr><td class=id>{html.escape(kept_id)}<td class=id>{html.escape(document_id)}"
         f"<tr><td>{left}<td>{right}</table>"
     )
 
@@ -78,5 +122,5 @@ def marked_differences(first: str, second: str) -> tuple[str, str]:
 
 
 def _marked(words: list[str], tag: str) -> str:
-    text = html.escape(" ".join(words))
+    text = html.escape(" ".join(word[:CHARACTERS_OF_WORD] for word in words))
     return f"<{tag}>{text}</{tag}>" if text and tag else text

@@ -1,203 +1,196 @@
 """Removes exact and near-duplicates, and whatever in the training text repeats reserved text.
 
-    documents -> words -> exact hash            equal hash: exact duplicates
-                       -> signature -> bands    equal band: candidates (`pairs.py`)
-                                    -> exact Jaccard >= 0.75: matches -> who goes (`decide.py`)
+    clean shards -> sketches (sketch.py)         signatures, bands, exact hash of every document
+                 -> order (order.py)             documents numbered by preference
+                 -> copies, candidates (buckets.py)  equal exact hash; equal band
+                 -> matches (compare.py, stars.py)   estimated, then exact Jaccard >= 0.75
+                 -> who goes (decide.py) -> keep.parquet, removals.parquet (lists.py), clusters.html (report.py)
 
 Reserved documents (validation, test) are never removed. A training document that matches one is
 always removed (rule `leaked`), also with `enabled: false`. Among training documents the longest in
-bytes is kept, ties by the hash of the text, then by id; so the keep-list does not depend on the order
-of documents, on shards or on workers. Texts are not copied: keep.parquet lists the ids that stay.
-Signatures take 448 bytes a document, and the corpus is held in memory, in Arrow's form.
+bytes is kept, ties by the hash of the normalised text, then by id; so the keep-list does not depend on the
+order of documents, on shards or on workers. Texts are not copied: keep.parquet lists the ids that stay.
+
+Every step is tasks over files in scratch (stages/tasks.py). This process holds 12 bytes a document (numbers, positions,
+clusters), and what the documents with duplicates need.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
-from stages.dedup.decide import EXACT, LEAKED, NEAR, Components, Removal, component_removals, verified_removals
-from stages.dedup.minhash import MinHasher, Signatures
-from stages.dedup.pairs import Finder
+from stages.dedup.buckets import BucketItem, Pairs, n_parts_of, write_candidates, write_copies
+from stages.dedup.compare import close_pairs, exact_jaccards, joined_pairs, split_pairs
+from stages.dedup.decide import (
+    EXACT,
+    LEAKED,
+    RULES,
+    Components,
+    Documents,
+    Jaccards,
+    Removals,
+    component_removals,
+    verified_removals,
+)
+from stages.dedup.lists import metadata_of, write_lists
+from stages.dedup.order import NONE, write_order
 from stages.dedup.params import DedupParams
 from stages.dedup.report import write_report
-from stages.documents import read_table
-from stages.entry import Job, write_json
-from stages.progress import progress, say
-from stages.shingles import Shingles, exact_hash, jaccard, shingles_of, words_of
-from stages.workers import batches, ordered_map
-
-BATCH_CHARACTERS = 1 << 20
-KEEP = pa.schema([("id", pa.string()), ("cluster", pa.string())])
-REMOVALS = pa.schema([("id", pa.string()), ("kept_id", pa.string()), ("rule", pa.string()), ("jaccard", pa.float64())])
-
-
-class Sketch(NamedTuple):
-    """What comparing needs of one document."""
-
-    size: int
-    text_hash: bytes
-    exact_hash: bytes
-    signature: Signatures
+from stages.dedup.sketch import Sketches, SketchItem, write_sketch
+from stages.dedup.stars import large_buckets, star_matches
+from stages.documents import shard_paths
+from stages.entry import Job, content_hash, write_json
+from stages.progress import say
+from stages.shingles import normalisation_name
+from stages.tasks import Task, results
 
 
 class Corpus(NamedTuple):
-    """Documents in order of preference, the first `n_reserved` of them reserved. Texts are read on demand."""
+    """All documents, sketched and numbered; the first `n_reserved` numbers are reserved documents.
 
-    ids: list[str]
-    sketches: list[Sketch]
+    Attributes:
+        order: the folder with their numbers and positions (order.py).
+    """
+
+    sketches: Sketches
+    order: Path
     n_reserved: int
-    texts: pa.ChunkedArray
-    rows: list[int]
-
-    def text(self, document: int) -> str:
-        return self.texts[self.rows[document]].as_py()
 
 
 def run(job: Job, dedup: DedupParams) -> None:
     """Writes keep.parquet, removals.parquet (both by id), clusters.html and metrics.json."""
-    corpus = read_corpus(job.root / "data" / "clean" / "documents", dedup, job.execution.n_workers())
-    removals, clusters = find_duplicates(corpus, dedup)
-    write_lists(job.staging, corpus, removals, clusters)
-    members = {name: sorted(group) for name, group in group_by_cluster(clusters).items() if len(group) > 1}
-    write_report(job.staging / "clusters.html", corpus.ids, members, removals, corpus.text)
-    rules = Counter(removal.rule for removal in removals.values())
+    corpus = read_corpus(job, dedup)
+    copies = exact_copies(job, corpus, dedup)
+    pairs, jaccards = find_matches(job, corpus, copies, dedup)
+    removals = with_copies(decide(job, corpus, pairs, jaccards, dedup), copies)
+    first, second = split_pairs(pairs)
+    clusters = Components(len(corpus.sketches))
+    clusters.join(first, second)
+    clusters.join(removals.documents, removals.kept)
+    clustered = np.unique(np.concatenate((first, second, removals.documents, removals.kept)))
+    metadata = metadata_of({"normalisation": normalisation_name(), "ngram": dedup.ngram})
+    write_lists(job.staging, corpus.sketches, corpus.order, removals, clusters, clustered, metadata)
+    write_report(job.staging / "clusters.html", corpus.sketches, corpus.order, removals, clusters, clustered)
+    sizes = np.unique(clusters.names(clustered), return_counts=True)[1]
+    counts = dict(zip(RULES, np.bincount(removals.rules, minlength=len(RULES)).tolist(), strict=True))
     metrics = {
-        "documents_in": len(corpus.ids),
-        "documents_out": len(corpus.ids) - len(removals),
-        "exact_removed": rules[EXACT],
-        "near_removed": rules[NEAR],
-        "leaked_removed": rules[LEAKED],
-        "clusters": len(members),
-        "largest_cluster": max(map(len, members.values()), default=0),
+        "documents_in": len(corpus.sketches),
+        "documents_out": len(corpus.sketches) - len(removals.documents),
+        **{f"{rule}_removed": count for rule, count in counts.items()},
+        "clusters": len(sizes),
+        "largest_cluster": int(sizes.max(initial=0)),
     }
     write_json(job.staging / "metrics.json", metrics)
-    say(f"dedup: removed {rules[EXACT]} exact, {rules[NEAR]} near, {rules[LEAKED]} leaked of {len(corpus.ids):,}")
+    removed = ", ".join(f"{count} {rule}" for rule, count in counts.items())
+    say(f"dedup: removed {removed} of {len(corpus.sketches):,}")
 
 
-def read_corpus(folder: Path, dedup: DedupParams, n_workers: int) -> Corpus:
-    """All clean documents, sketched in worker processes and put in order of preference."""
-    table = read_table(folder, ["id", "text", "split"])
-    ids, splits, texts = table["id"].to_pylist(), table["split"].to_pylist(), table["text"]
-    groups = batches((text.as_py() for text in texts), len, BATCH_CHARACTERS)
-    sketches: list[Sketch] = []
-    with progress("dedup", len(ids), "documents") as bar:
-        for result in ordered_map(partial(sketch_batch, dedup=dedup), groups, n_workers):
-            sketches += result
-            bar.update(len(result))
-
-    def preference(row: int) -> tuple[bool, int, bytes, str]:
-        return (splits[row] == "train", -sketches[row].size, sketches[row].text_hash, ids[row])
-
-    rows = sorted(range(len(ids)), key=preference)
-    n_reserved = sum(split != "train" for split in splits)
-    return Corpus([ids[row] for row in rows], [sketches[row] for row in rows], n_reserved, texts, rows)
+def read_corpus(job: Job, dedup: DedupParams) -> Corpus:
+    """All clean documents, sketched, and put in order of preference."""
+    sketches = sketch_shards(job, dedup)
+    task = Task(job.key("order", [folder.name for folder in sketches.folders]), sketches)
+    order = next(results(job, "order", write_order, [task], "orders"))
+    n_reserved = sum(int(reserved.sum()) for reserved in sketches.arrays("reserved"))
+    return Corpus(sketches, order, n_reserved)
 
 
-def sketch_batch(texts: list[str], dedup: DedupParams) -> list[Sketch]:
-    hasher = MinHasher(dedup.n_hashes)
-    return [sketch(text, dedup.ngram, hasher) for text in texts]
+def sketch_shards(job: Job, dedup: DedupParams) -> Sketches:
+    """The sketches of the clean shards, made where they are missing."""
+    shards = shard_paths(job.root / "data" / "clean" / "documents")
+    items = [SketchItem.of(path, dedup) for path in shards]
+    named = (normalisation_name(), dedup.ngram, dedup.bands, dedup.rows)
+    tasks = [Task(job.key("sketch", content_hash(item.path), *named), item) for item in items]
+    return Sketches(shards, list(results(job, "sketch", write_sketch, tasks)), dedup.n_hashes)
 
 
-def sketch(text: str, ngram: int, hasher: MinHasher) -> Sketch:
-    words, data = words_of(text), text.encode()
-    signature = hasher.signature(shingles_of(words, ngram))
-    return Sketch(len(data), xxhash.xxh3_128_digest(data), exact_hash(words), signature)
+def exact_copies(job: Job, corpus: Corpus, dedup: DedupParams) -> Removals:
+    """The training documents with the exact hash of a document that is preferred, and their removals."""
+    folders = bucket_tasks(job, "copies", corpus, corpus.order / "numbers.npy", [dedup.bands], dedup)
+    found = np.concatenate([np.load(folder / "copies.npy") for folder in folders]).astype(np.int64)
+    copies, originals = found[found[:, 0] >= corpus.n_reserved].T
+    leaked = originals < corpus.n_reserved
+    chosen = leaked | dedup.enabled
+    rules = np.where(leaked, LEAKED, EXACT)[chosen]
+    return Removals.of(copies[chosen], originals[chosen], rules, np.ones(len(rules)))
 
 
-def find_duplicates(corpus: Corpus, dedup: DedupParams) -> tuple[dict[int, Removal], Components]:
-    """Who is removed and why, and the clusters of all documents."""
-    removals, copies = exact_duplicates(corpus.sketches, corpus.n_reserved, dedup.enabled)
-    compared = [document for document in range(len(corpus.ids)) if document not in removals]
-    exact = ExactJaccards(corpus, compared, dedup.ngram)
-    signatures = np.stack([corpus.sketches[document].signature for document in compared])
-    matches = Finder(signatures, corpus.n_reserved, exact, dedup).matches()
+def find_matches(job: Job, corpus: Corpus, copies: Removals, dedup: DedupParams) -> tuple[Pairs, Jaccards]:
+    """The pairs of duplicates among all documents but removed copies, ascending, and how similar they are.
+
+    Without verification the similarities are all 0.
+    """
+    task = Task(job.key("compared", corpus.order.name, dedup.enabled), (corpus.order, copies.documents))
+    compared = next(results(job, "compared", write_compared, [task], "lists")) / "numbers.npy"
+    folders = bucket_tasks(job, "candidates", corpus, compared, range(dedup.bands), dedup)
+    if not dedup.verify:
+        parts = [np.load(folder / "pairs.npy") for folder in folders]
+        pairs = np.unique(np.concatenate(parts))
+        return pairs, np.zeros(len(pairs))
+
+    def compare(pairs: Pairs) -> Jaccards:
+        return exact_jaccards(job, corpus.sketches, corpus.order, pairs, dedup)
+
+    close = [np.load(path) for path in close_pairs(job, corpus.sketches, corpus.order, folders, dedup.precheck)]
+    pairs = np.concatenate(close)
+    jaccards = compare(pairs)
+    near = jaccards >= dedup.threshold
+    limits = (dedup.enabled, dedup.precheck, dedup.threshold)
+    buckets = list(large_buckets(folders, corpus.n_reserved))
+    more, more_jaccards = star_matches(job, corpus.sketches, corpus.order, buckets, compare, limits)
+    pairs, at = np.unique(np.concatenate((pairs[near], more)), return_index=True)
+    return pairs, np.concatenate((jaccards[near], more_jaccards))[at]
+
+
+def bucket_tasks(
+    job: Job, step: str, corpus: Corpus, numbers: Path, bands: list[int] | range, dedup: DedupParams
+) -> list[Path]:
+    """The folders of the reduces over these bands."""
+    n_parts = n_parts_of(len(corpus.sketches))
+    key = (numbers.parent.name, [folder.name for folder in corpus.sketches.folders], dedup.enabled, dedup.verify)
+    tasks = []
+    for band in bands:
+        for part in range(n_parts):
+            item = BucketItem(
+                corpus.sketches, band, part, n_parts, numbers, corpus.n_reserved, dedup.enabled, dedup.verify
+            )
+            tasks.append(Task(job.key(step, *key, band, part, n_parts), item))
+    return list(results(job, step, write_copies if step == "copies" else write_candidates, tasks, "parts"))
+
+
+def write_compared(item: tuple[Path, Documents], folder: Path) -> None:
+    """The numbers by position again, `NONE` for the copies that are removed already."""
+    order, removed = item
+    numbers = np.load(order / "numbers.npy")
+    gone = np.zeros(len(numbers), np.bool_)
+    gone[removed] = True
+    numbers[gone[numbers]] = NONE
+    np.save(folder / "numbers.npy", numbers)
+
+
+def decide(job: Job, corpus: Corpus, pairs: Pairs, jaccards: Jaccards, dedup: DedupParams) -> Removals:
+    """Who goes as a near-duplicate, and for whom."""
+    first, second = split_pairs(pairs)
     if dedup.verify:
-        near = verified_removals(matches, len(compared), corpus.n_reserved)
-    else:
-        near = component_removals(matches, len(compared), corpus.n_reserved, exact)
-    for document, removal in near.items():
-        removals[compared[document]] = removal._replace(kept=compared[removal.kept])
-    for copy, original in copies.items():
-        if original in removals:  # a copy goes for the same kept document as its original
-            removals[copy] = removals[original]
-    pairs = [(compared[match.first], compared[match.second]) for match in matches]
-    return removals, clusters_of(len(corpus.ids), pairs, removals)
+        return verified_removals(first, second, jaccards, corpus.n_reserved)
+    removals = component_removals(first, second, len(corpus.sketches), corpus.n_reserved)
+    named = joined_pairs(removals.kept, removals.documents)
+    order = np.argsort(named, kind="stable")
+    removals.jaccards[order] = exact_jaccards(job, corpus.sketches, corpus.order, named[order], dedup)
+    return removals
 
 
-def exact_duplicates(
-    sketches: Sequence[Sketch], n_reserved: int, enabled: bool
-) -> tuple[dict[int, Removal], dict[int, int]]:
-    """Removals by equal exact hash, and for each removed copy of a training document that document."""
-    first: dict[bytes, int] = {}
-    removals: dict[int, Removal] = {}
-    copies: dict[int, int] = {}
-    for document, item in enumerate(sketches):
-        original = first.setdefault(item.exact_hash, document)
-        if document < n_reserved or original == document:
-            continue
-        if original < n_reserved:
-            removals[document] = Removal(original, LEAKED, 1.0)
-        elif enabled:
-            removals[document] = Removal(original, EXACT, 1.0)
-            copies[document] = original
-    return removals, copies
-
-
-class ExactJaccards:
-    """The exact Jaccard similarity of compared documents; shingles are made when first needed."""
-
-    def __init__(self, corpus: Corpus, compared: list[int], ngram: int):
-        self.corpus, self.compared, self.ngram = corpus, compared, ngram
-        self.shingles: dict[int, Shingles] = {}
-
-    def __call__(self, first: int, second: int) -> float:
-        return jaccard(self._shingles(first), self._shingles(second))
-
-    def _shingles(self, number: int) -> Shingles:
-        if number not in self.shingles:
-            text = self.corpus.text(self.compared[number])
-            self.shingles[number] = shingles_of(words_of(text), self.ngram)
-        return self.shingles[number]
-
-
-def clusters_of(n_documents: int, matches: list[tuple[int, int]], removals: dict[int, Removal]) -> Components:
-    """Connected components of all matches, copies included."""
-    clusters = Components(n_documents)
-    for first, second in matches:
-        clusters.join(first, second)
-    for document, removal in removals.items():
-        clusters.join(document, removal.kept)
-    return clusters
-
-
-def group_by_cluster(clusters: Components) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = {}
-    for document in range(len(clusters.parent)):
-        groups.setdefault(clusters.find(document), []).append(document)
-    return groups
-
-
-def write_lists(folder: Path, corpus: Corpus, removals: dict[int, Removal], clusters: Components) -> None:
-    """keep.parquet, whose cluster is the id of the cluster's preferred document, and removals.parquet."""
-    ids = corpus.ids
-    keep = [
-        {"id": ids[document], "cluster": ids[clusters.find(document)]}
-        for document in range(len(ids))
-        if document not in removals
-    ]
-    removed = [
-        {"id": ids[document], "kept_id": ids[removal.kept], "rule": removal.rule, "jaccard": removal.jaccard}
-        for document, removal in removals.items()
-    ]
-    for name, rows, schema in (("keep", keep, KEEP), ("removals", removed, REMOVALS)):
-        table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema)
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+def with_copies(near: Removals, copies: Removals) -> Removals:
+    """All removals; a copy goes for the same kept document as its original."""
+    gone, places = near.find(copies.kept)
+    places = places[gone]
+    kept, rules, jaccards = copies.kept.copy(), copies.rules.copy(), copies.jaccards.copy()
+    kept[gone], rules[gone], jaccards[gone] = near.kept[places], near.rules[places], near.jaccards[places]
+    return Removals.of(
+        np.concatenate((near.documents, copies.documents)),
+        np.concatenate((near.kept, kept)),
+        np.concatenate((near.rules, rules)),
+        np.concatenate((near.jaccards, jaccards)),
+    )

@@ -1,4 +1,4 @@
-"""Documents from a dataset on the Hugging Face hub, streamed, at one fixed commit.
+"""Documents from a dataset on the Hugging Face hub at one fixed commit.
 
 A branch such as `main` moves, so a run could not be repeated: `revision` must be the 40 digits of a
 commit, and anything else is refused with the commit to paste. The order of a stream at one commit is
@@ -6,11 +6,13 @@ fixed, so the first N documents are the same on every machine. The preset is Fin
 
     dataset: HuggingFaceFW/fineweb-edu    dataset_config: CC-MAIN-2024-10    dataset_split: train
 
-Streaming reads one shard after the other through `datasets`; parallel download of files is not done.
+hub_files.py takes the files of the split side by side; the iterator here is for what it cannot read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +80,7 @@ def documents(download: DownloadParams) -> Iterator[dict[str, str]]:
 def _stream(download: DownloadParams) -> Iterator[dict[str, Any]]:
     import datasets
 
-    try:
+    with unusable(download):
         yield from datasets.load_dataset(
             download.dataset,
             download.dataset_config or None,
@@ -86,9 +88,23 @@ def _stream(download: DownloadParams) -> Iterator[dict[str, Any]]:
             revision=download.revision,
             streaming=True,
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+
+
+@contextlib.contextmanager
+def unusable(download: DownloadParams, file: str = "") -> Iterator[None]:
+    """Tells in one line what the hub, the network or `datasets` refused.
+
+    Raises:
+        BadInput: instead of what was raised within.
+    """
+    try:
+        yield
+    except Exception as error:  # of three libraries, and of the one that they take for HTTP
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        place = f"{file} of dataset" if file else "dataset"
         raise BadInput(
-            f"dataset {download.dataset} at {download.revision[:12]}: {reason}; check the names, and the network: "
-            "the same command starts again"
+            f"{place} {download.dataset} at {download.revision[:12]}: {reason}; check the names, and the network: "
+            "the same command goes on with what is missing"
         ) from None

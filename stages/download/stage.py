@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.documents import ShardWriter
-from stages.download import files, hub, python_docs
+from stages.download import files, hub, hub_files, python_docs
 from stages.download.params import DownloadParams
 from stages.entry import Job, file_sha256, write_json
 from stages.errors import BadInput
@@ -50,8 +50,11 @@ def run(job: Job, download: DownloadParams) -> None:
         shards = write_shards(folder, within_limits(rows, download))
     else:
         hub.check(download)
-        with progress("download", download.max_documents or None, "documents") as bar:
-            shards = write_shards(folder, _counted(within_limits(hub.documents(download), download), bar))
+        if found_files := hub_files.find(download):
+            shards = hub_files.take(job, folder, download, found_files)
+        else:
+            with progress("download", download.max_documents or None, "documents") as bar:
+                shards = write_shards(folder, _counted(within_limits(hub.documents(download), download), bar))
     manifest = describe(download, packages, shards)
     write_json(job.staging / "manifest.json", manifest)
     say(f"download: {manifest['documents']:,} documents, {manifest['bytes'] / 1e6:.1f} MB of text")

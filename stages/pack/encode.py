@@ -1,8 +1,14 @@
-"""Encodes the kept documents, each split into one flat file of tokens: documents end to end.
+"""Encodes the kept documents of each clean shard into flat files of tokens, one a split.
 
-A document of tokens t1 .. tn takes n + 1 places: end-of-text, which is its first input, and t1 .. tn.
-The file is memory-mapped for packing, so memory does not grow with the corpus. Special strings in the
-text are ordinary text. Worker processes encode batches; the order of documents is that of the shards.
+A document of tokens t1 .. tn takes n + 1 slots: end-of-text, which is its first input, and t1 .. tn.
+Documents stand end to end in the order of the shard, and shards in the order of their names, so a
+split is one long sequence of slots over several files. Special strings in the text are ordinary text.
+
+    00000.parquet: "a b" (train), "c" (test)   ->   train.tokens  E a b     train.parquet  id source tokens=3
+                                                    test.tokens   E c       test.parquet   id source tokens=2
+
+A shard is encoded once for a tokenizer and stays in scratch (stages/tasks.py): a shard that changes is
+encoded again, the others are not.
 """
 
 from __future__ import annotations
@@ -11,36 +17,27 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from stages.documents import kept_shards
 from stages.encoding import Encoder
-from stages.progress import progress
+from stages.entry import Job
+from stages.kept import Part
 from stages.splits import SPLITS, Split
+from stages.tasks import Task, results
+from stages.utf8 import text_buffers
 from stages.vocabulary import END_OF_TEXT, load_tokenizer
-from stages.workers import batches, ordered_map
 
-BATCH_CHARACTERS = 1 << 20
-
-
-@dataclasses.dataclass
-class EncodedSplit:
-    """The flat tokens of one split and the number of slots of each of its documents."""
-
-    path: Path
-    dtype: np.dtype
-    lengths: np.ndarray
-    text_sha256: str
-
-    def tokens(self) -> np.ndarray:
-        """All inputs of the split, memory-mapped."""
-        if not len(self.lengths):
-            return np.empty(0, self.dtype)
-        return np.memmap(self.path, self.dtype, mode="r")
+BATCH_BYTES = 1 << 20
+DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64())])
+Ids = npt.NDArray[np.uint32]
 
 
 class TokenizerFile(NamedTuple):
@@ -51,59 +48,106 @@ class TokenizerFile(NamedTuple):
     dtype: np.dtype
 
 
-class Document(NamedTuple):
-    split: Split
-    text: str
+@dataclasses.dataclass(frozen=True)
+class EncodedParts:
+    """What encoding left in scratch.
+
+    Attributes:
+        folders: one a part, in the order of the parts.
+        digest: names all of it.
+    """
+
+    folders: Sequence[Path]
+    dtype: np.dtype
+    digest: str
+
+    def token_files(self, split: Split) -> list[Path]:
+        return [folder / f"{split}.tokens" for folder in self.folders]
+
+    def documents(self, split: Split, columns: list[str]) -> Iterator[pa.Table]:
+        """The table of each part's documents, in their order."""
+        for folder in self.folders:
+            yield pq.read_table(folder / f"{split}.parquet", columns=columns)
+
+    def lengths(self, split: Split) -> npt.NDArray[np.integer]:
+        """The slots of each document of a split."""
+        tables = self.documents(split, ["tokens"])
+        lengths = [table["tokens"].to_numpy().astype(np.int32) for table in tables]
+        return np.concatenate([*lengths, np.zeros(0, np.int32)])
+
+    def text_sha256(self) -> str:
+        """A hash over the hashes of the test documents' texts, in their order."""
+        digest = hashlib.sha256()
+        for folder in self.folders:
+            digest.update((folder / "test.sha256").read_bytes())
+        return digest.hexdigest()
 
 
-class Encoded(NamedTuple):
-    split: Split
-    inputs: np.ndarray
-    text_sha256: bytes
+def encode_parts(job: Job, parts: Sequence[Part], tokenizer: TokenizerFile) -> EncodedParts:
+    """Encodes what has not been encoded yet, in worker processes."""
+    tasks = [Task(job.key("encoded", part.digest, part.kept.hex(), tokenizer.sha256), part) for part in parts]
+    folders = list(results(job, "encoded", functools.partial(encode_part, tokenizer=tokenizer), tasks))
+    digest = hashlib.sha256("\n".join(task.key for task in tasks).encode()).hexdigest()
+    return EncodedParts(folders, tokenizer.dtype, digest)
 
 
-def encode_splits(root: Path, folder: Path, tokenizer: TokenizerFile, n_workers: int) -> dict[str, EncodedSplit]:
-    """Encodes all kept documents into `folder`, in the order of the clean shards."""
-    encode = functools.partial(encode_batch, tokenizer=tokenizer)
-    groups = batches(documents(root), lambda document: len(document.text), BATCH_CHARACTERS)
-    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
-    hashes = {split: hashlib.sha256() for split in SPLITS}
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack, progress("pack: encoded", None, "documents") as bar:
-        files = {split: stack.enter_context((folder / f"{split}.tokens").open("wb")) for split in SPLITS}
-        for batch in ordered_map(encode, groups, n_workers):
-            for split, inputs, text_sha256 in batch:
-                files[split].write(inputs.data)
-                lengths[split].append(len(inputs))
-                hashes[split].update(text_sha256)
-            bar.update(len(batch))
-    return {
-        split: EncodedSplit(
-            folder / f"{split}.tokens", tokenizer.dtype, np.asarray(lengths[split], np.int64), hashes[split].hexdigest()
-        )
-        for split in SPLITS
-    }
-
-
-def documents(root: Path) -> Iterator[Document]:
-    """The kept documents, in the order of the clean shards."""
-    for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", ["text", "split"]):
-        for split, text in zip(table["split"].to_pylist(), table["text"].to_pylist(), strict=True):
-            yield Document(split, text)
-
-
-def encode_batch(batch: list[Document], tokenizer: TokenizerFile) -> list[Encoded]:
-    """End-of-text and the tokens of each document, and the sha256 of its text."""
+def encode_part(part: Part, folder: Path, tokenizer: TokenizerFile) -> None:
+    """Writes SPLIT.tokens and SPLIT.parquet of each split, and test.sha256."""
     encoder = _encoder(tokenizer)
     start = encoder.tokenizer.token_to_id(END_OF_TEXT)
-    ids = encoder([document.text for document in batch])
-    return [
-        Encoded(split, np.concatenate([[start], own]).astype(tokenizer.dtype), hashlib.sha256(text.encode()).digest())
-        for (split, text), own in zip(batch, ids, strict=True)
-    ]
+    assert start is not None, "load_tokenizer has looked"
+    with contextlib.ExitStack() as stack:
+        tokens = {split: stack.enter_context((folder / f"{split}.tokens").open("wb")) for split in SPLITS}
+        tables = {
+            split: stack.enter_context(pq.ParquetWriter(folder / f"{split}.parquet", DOCUMENTS)) for split in SPLITS
+        }
+        hashes = stack.enter_context((folder / "test.sha256").open("wb"))
+        for batch in part.batches(["id", "text", "source", "split"]):
+            for split in SPLITS:
+                for piece in by_bytes(batch.filter(pc.equal(batch["split"], split))):
+                    flat, lengths = with_starts(*encode_texts(encoder, piece["text"]), start, tokenizer.dtype)
+                    tokens[split].write(flat.data)
+                    columns = [piece["id"], piece["source"], pa.array(lengths)]
+                    tables[split].write_batch(pa.record_batch(columns, schema=DOCUMENTS))
+                    if split == "test":
+                        texts = piece["text"].to_pylist()
+                        hashes.write(b"".join(hashlib.sha256(text.encode()).digest() for text in texts))
+
+
+def by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The rows in groups of about a megabyte of text."""
+    _, offsets = text_buffers(batch["text"])
+    first = 0
+    while first < batch.num_rows:
+        last = int(np.searchsorted(offsets, offsets[first] + BATCH_BYTES))
+        last = min(max(last, first + 1), batch.num_rows)
+        yield batch.slice(first, last - first)
+        first = last
+
+
+def encode_texts(encoder: Encoder, texts: pa.Array) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """The ids of all texts end to end, and where each begins and the last one ends."""
+    ids = encoder(texts.to_pylist())
+    offsets = np.zeros(len(ids) + 1, np.int64)
+    np.cumsum([len(own) for own in ids], out=offsets[1:])
+    return np.concatenate([*ids, np.zeros(0, np.uint32)]), offsets
+
+
+def with_starts(
+    ids: Ids, offsets: npt.NDArray[np.int64], start: int, dtype: np.dtype
+) -> tuple[npt.NDArray, npt.NDArray[np.int64]]:
+    """The slots of documents with these ids, end-of-text first in each, and their number."""
+    n_documents = len(offsets) - 1
+    first = offsets[:-1] + np.arange(n_documents)
+    flat = np.empty(len(ids) + n_documents, dtype)
+    is_id = np.ones(len(flat), np.bool_)
+    is_id[first] = False
+    flat[first] = start
+    flat[is_id] = ids
+    return flat, np.diff(offsets) + 1
 
 
 @functools.lru_cache(maxsize=1)
 def _encoder(tokenizer: TokenizerFile) -> Encoder:
-    """One for all batches of a process: its table grows as it encodes."""
+    """One for all shards of a process: its table grows as it encodes."""
     return Encoder(load_tokenizer(tokenizer.path))

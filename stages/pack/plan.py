@@ -7,104 +7,170 @@ Johnson 1973). Example with T = 8 and lengths 5, 4, 3: row 0 = 5 + 3, row 1 = 4.
 concat: documents one after another, cut wherever a row ends. Nothing is padded but the last row, and
 many documents lose their beginning: T = 8 and 5, 4, 3 give row 0 = 5 + 3 of the 4, row 1 = 1 + 3.
 
-A row's remaining space is a number from 0 to T, so the open rows hang in T + 1 lists, and the fullest
-one that fits is found with one operation on an integer whose bits say which lists are not empty.
+A plan is a few arrays with about 30 bytes a document (best_fit; 8 for concat), and gives the segments
+of a range of rows when they are written: whoever writes a shard opens the plan and asks for its rows.
+What best_fit leaves empty depends on the lengths alone: pieces much shorter than T fill every gap, so
+padding is below 0.1% once there are some short ones; if all pieces are longer than T/2, no two of them
+share a row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
+
+from stages.pack.best_fit import share_rows
+
+Integers = npt.NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Segments(NamedTuple):
     """Segments in the order of rows, and within a row in the order of slots; int64 arrays.
 
     Attributes:
         rows, documents, offsets, lengths: of each segment; `offset` counts from the document's start.
-        needless_cuts: documents cut although they fit into one row.
     """
 
-    n_rows: int
-    rows: np.ndarray
-    documents: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-    needless_cuts: int
+    rows: Integers
+    documents: Integers
+    offsets: Integers
+    lengths: Integers
 
 
-def plan_best_fit(document_lengths: np.ndarray, context_length: int) -> Plan:
-    """Rows for documents of these lengths (in slots, at least 1 each)."""
-    T = context_length
-    full = document_lengths // T
-    documents_full = np.repeat(np.arange(len(document_lengths)), full)
-    offsets_full = (np.arange(len(documents_full)) - np.repeat(np.cumsum(full) - full, full)) * T
-    rest = document_lengths - full * T
-    documents_rest = np.flatnonzero(rest)
-    rest = rest[documents_rest]
-    order = np.argsort(-rest, kind="stable")
-    rows_rest = np.empty(len(rest), np.int64)
-    rows_rest[order], n_shared = best_fit(rest[order].tolist(), T)
-    n_full = len(documents_full)
-    return _sorted_plan(
-        n_rows=n_full + n_shared,
-        rows=np.concatenate([np.arange(n_full), n_full + rows_rest]),
-        documents=np.concatenate([documents_full, documents_rest]),
-        offsets=np.concatenate([offsets_full, full[documents_rest] * T]),
-        lengths=np.concatenate([np.full(n_full, T), rest]),
-        needless_cuts=0,
-    )
+class Plan(Protocol):
+    """Which rows there are, and what stands in them."""
+
+    strategy: ClassVar[str]
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def needless_cuts(self) -> int:
+        """Documents cut although they fit into one row."""
+
+    def segments(self, first: int, last: int) -> Segments:
+        """What fills the rows first .. last - 1."""
 
 
-def best_fit(lengths: list[int], context_length: int) -> tuple[list[int], int]:
-    """The row of each piece, given longest first, and the number of rows."""
-    open_rows: list[list[int]] = [[] for _ in range(context_length + 1)]
-    nonempty = 0
-    rows, n_rows = [], 0
-    for length in lengths:
-        fitting = nonempty >> length
-        if fitting:
-            space = length + (fitting & -fitting).bit_length() - 1
-            row = open_rows[space].pop()
-            if not open_rows[space]:
-                nonempty &= ~(1 << space)
-        else:
-            row, space, n_rows = n_rows, context_length, n_rows + 1
-        rows.append(row)
-        left = space - length
-        if left:
-            open_rows[left].append(row)
-            nonempty |= 1 << left
-    return rows, n_rows
+@dataclasses.dataclass(frozen=True)
+class BestFitPlan:
+    """Rows filled by one document come first, in the order of documents; then those that pieces share.
+
+    Attributes:
+        lengths: of the documents, in slots.
+        full_ends: the number of full rows of all documents up to and with each.
+        row_starts: the pieces of shared row i are pieces[row_starts[i] : row_starts[i + 1]].
+        pieces: documents whose last piece stands there, ascending in each row.
+    """
+
+    strategy: ClassVar[str] = "best_fit"
+    needless_cuts: ClassVar[int] = 0
+    context_length: int
+    lengths: npt.NDArray[np.integer]
+    full_ends: Integers
+    row_starts: npt.NDArray[np.integer]
+    pieces: npt.NDArray[np.integer]
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.integer], context_length: int) -> BestFitPlan:
+        """The plan for documents of these lengths (at least 1 each)."""
+        full_ends = np.cumsum(lengths // context_length, dtype=np.int64)
+        row_starts, pieces = share_rows(lengths, context_length)
+        return cls(context_length, lengths, full_ends, row_starts, pieces)
+
+    @property
+    def n_full(self) -> int:
+        return int(self.full_ends[-1]) if len(self.full_ends) else 0
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_full + len(self.row_starts) - 1
+
+    def segments(self, first: int, last: int) -> Segments:
+        T, n_full = self.context_length, self.n_full
+        rows_full = np.arange(min(first, n_full), min(last, n_full), dtype=np.int64)
+        documents_full = np.searchsorted(self.full_ends, rows_full, side="right")
+        before = self.full_ends[documents_full] - self.lengths[documents_full].astype(np.int64) // T
+        starts = self.row_starts[max(first - n_full, 0) : max(last - n_full, 0) + 1].astype(np.int64)
+        if last <= n_full:
+            starts = starts[:1]
+        documents = self.pieces[starts[0] : starts[-1]].astype(np.int64)
+        rests = self.lengths[documents].astype(np.int64) % T
+        return Segments(
+            rows=np.concatenate(
+                [rows_full, max(first, n_full) + np.repeat(np.arange(len(starts) - 1), np.diff(starts))]
+            ),
+            documents=np.concatenate([documents_full, documents]),
+            offsets=np.concatenate([(rows_full - before) * T, self.lengths[documents] - rests]),
+            lengths=np.concatenate([np.full(len(rows_full), T, np.int64), rests]),
+        )
 
 
-def plan_concat(document_lengths: np.ndarray, context_length: int) -> Plan:
-    """Rows for documents laid end to end."""
-    T = context_length
-    ends = np.cumsum(document_lengths)
-    starts = ends - document_lengths
-    total = int(ends[-1]) if len(ends) else 0
-    cuts = np.unique(np.concatenate([starts, np.arange(0, total, T, dtype=np.int64)]))
-    documents = np.searchsorted(starts, cuts, side="right") - 1
-    lengths = np.diff(np.append(cuts, total))
-    pieces = np.bincount(documents, minlength=len(document_lengths))
-    return Plan(
-        n_rows=-(-total // T),
-        rows=cuts // T,
-        documents=documents,
-        offsets=cuts - starts[documents],
-        lengths=lengths,
-        needless_cuts=int(((pieces > 1) & (document_lengths <= T)).sum()),
-    )
+@dataclasses.dataclass(frozen=True)
+class ConcatPlan:
+    """Documents laid end to end.
+
+    Attributes:
+        ends: the slot after the last one of each document.
+    """
+
+    strategy: ClassVar[str] = "concat"
+    context_length: int
+    ends: Integers
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.integer], context_length: int) -> ConcatPlan:
+        return cls(context_length, np.cumsum(lengths, dtype=np.int64))
+
+    @property
+    def n_slots(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def n_rows(self) -> int:
+        return -(-self.n_slots // self.context_length)
+
+    @property
+    def needless_cuts(self) -> int:
+        lengths = np.diff(self.ends, prepend=0)
+        is_cut = (self.ends - lengths) // self.context_length != (self.ends - 1) // self.context_length
+        return int((is_cut & (lengths <= self.context_length)).sum())
+
+    def segments(self, first: int, last: int) -> Segments:
+        T = self.context_length
+        stop = min(last * T, self.n_slots)
+        inside = self.ends[np.searchsorted(self.ends, first * T, side="right") : np.searchsorted(self.ends, stop)]
+        cuts = np.unique(np.concatenate([np.arange(first * T, stop, T, dtype=np.int64), inside]))
+        documents = np.searchsorted(self.ends, cuts, side="right")
+        starts = np.where(documents > 0, self.ends[documents - 1], 0)
+        return Segments(cuts // T, documents, cuts - starts, np.diff(np.append(cuts, stop)))
 
 
-def _sorted_plan(
-    n_rows: int, rows: np.ndarray, documents: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, needless_cuts: int
-) -> Plan:
-    order = np.lexsort((documents, rows))
-    return Plan(n_rows, rows[order], documents[order], offsets[order], lengths[order], needless_cuts)
+STRATEGIES: dict[str, type[BestFitPlan] | type[ConcatPlan]] = {"best_fit": BestFitPlan, "concat": ConcatPlan}
 
 
-PLANS = {"best_fit": plan_best_fit, "concat": plan_concat}
+def make_plan(strategy: str, lengths: npt.NDArray[np.integer], context_length: int) -> BestFitPlan | ConcatPlan:
+    """Rows for documents of these lengths in slots."""
+    return STRATEGIES[strategy].of(lengths, context_length)
+
+
+def save_plan(plan: BestFitPlan | ConcatPlan, folder: Path) -> None:
+    """One file an array, for those who write shards."""
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps([plan.strategy, plan.context_length]))
+    for field in dataclasses.fields(plan)[1:]:
+        np.save(folder / f"{field.name}.npy", getattr(plan, field.name))
+
+
+def open_plan(folder: Path) -> BestFitPlan | ConcatPlan:
+    """A saved plan; its arrays stay in their files, and pages that are looked at come into memory."""
+    strategy, context_length = json.loads((folder / "plan.json").read_text())
+    kind = STRATEGIES[strategy]
+    names = [field.name for field in dataclasses.fields(kind)[1:]]
+    return kind(context_length, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))

@@ -1,108 +1,168 @@
-"""Writes planned rows as Arrow shards with an index. The row format is that of stages/tokens.py."""
+"""Writes planned rows as Arrow shards with an index. The row format is that of stages/tokens.py.
+
+A shard is one task: the range of its rows. Its worker opens the plan, asks for the segments of that
+range, and gathers their tokens (gather.py).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from stages.entry import file_sha256, write_json
-from stages.pack.encode import EncodedSplit
-from stages.pack.plan import Plan
-from stages.progress import progress
+from stages.entry import Job, file_sha256, write_json
+from stages.pack.gather import gather
+from stages.pack.plan import Segments, make_plan, open_plan, save_plan
+from stages.store import link_file
+from stages.tasks import Task, results
 from stages.tokens import INDEX_VERSION, row_schema
 
 SLOTS_PER_BATCH = 1 << 20
 
 
-def write_rows(
-    folder: Path,
-    encoded: EncodedSplit,
-    plan: Plan,
-    *,
-    context_length: int,
-    vocab_size: int,
-    shard_tokens: int,
-    end_of_text: int,
-    padding: int,
-    tokenizer_sha256: str,
-) -> dict[str, Any]:
-    """Writes one split and returns its index."""
+class TokenDocuments(NamedTuple):
+    """Documents as places in flat token files.
+
+    Attributes:
+        files: they stand end to end in this order.
+        starts, lengths: the first slot of each document and the number of its slots; a document that is
+            repeated stands here several times.
+        digest: names all of it.
+    """
+
+    files: Sequence[Path]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.integer]
+    digest: str
+
+
+class RowFormat(NamedTuple):
+    """What rows look like, beside the documents in them."""
+
+    strategy: str
+    context_length: int
+    vocab_size: int
+    dtype: str
+    end_of_text: int
+    padding: int
+
+
+class Layout(NamedTuple):
+    """Planned rows of one split, their arrays in files."""
+
+    folder: Path
+    format: RowFormat
+    digest: str
+    n_documents: int
+    n_tokens: int
+    n_rows: int
+    needless_cuts: int
+
+
+def lay_out(folder: Path, documents: TokenDocuments, format: RowFormat) -> Layout:
+    """Plans the rows and leaves the plan in `folder`, which must not be there."""
+    plan = make_plan(format.strategy, documents.lengths, format.context_length)
+    save_plan(plan, folder)
+    np.save(folder / "starts.npy", documents.starts)
+    np.save(folder / "document_lengths.npy", documents.lengths)
+    (folder / "files.json").write_text(json.dumps([str(path) for path in documents.files]))
+    digest = hashlib.sha256(json.dumps([documents.digest, *format]).encode()).hexdigest()
+    n_tokens = int(documents.lengths.sum(dtype=np.int64))
+    return Layout(folder, format, digest, len(documents.lengths), n_tokens, plan.n_rows, plan.needless_cuts)
+
+
+def write_rows(job: Job, folder: Path, layout: Layout, shard_tokens: int, **described: Any) -> dict[str, Any]:
+    """Writes the shards of one split and its index, which also holds what is `described`."""
     folder.mkdir(parents=True)
-    schema = row_schema(context_length, vocab_size)
-    rows_per_shard = max(1, shard_tokens // context_length)
-    rows_per_batch = max(1, SLOTS_PER_BATCH // context_length)
-    boundaries = np.searchsorted(plan.rows, np.arange(plan.n_rows + 1))
-    source = _Source(encoded, plan, end_of_text, padding)
-    shards = []
-    with progress(f"pack: {folder.name}", plan.n_rows, "rows") as bar:
-        for number, first in enumerate(range(0, plan.n_rows, rows_per_shard)):
-            last = min(first + rows_per_shard, plan.n_rows)
-            path = folder / f"{number:05d}.arrow"
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for start in range(first, last, rows_per_batch):
-                    stop = min(start + rows_per_batch, last)
-                    writer.write_batch(source.batch(start, stop, boundaries, schema, context_length))
-                    bar.update(stop - start)
-            shards.append(
-                {"file": path.name, "rows": last - first, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            )
-    slots = plan.n_rows * context_length
+    rows_per_shard = max(1, shard_tokens // layout.format.context_length)
+    firsts = range(0, layout.n_rows, rows_per_shard)
+    spans = [(first, min(first + rows_per_shard, layout.n_rows)) for first in firsts]
+    tasks = [Task(job.key("rows", layout.digest, span), span) for span in spans]
+    shards, tokens = [], 0
+    for number, made in enumerate(results(job, "rows", partial(write_shard, layout=layout), tasks)):
+        shard = json.loads((made / "shard.json").read_text())
+        tokens += shard.pop("tokens")
+        shards.append({"file": f"{number:05d}.arrow", **shard})
+        link_file(made / "rows.arrow", folder / f"{number:05d}.arrow")
     index = {
         "version": INDEX_VERSION,
-        "context_length": context_length,
-        "vocab_size": vocab_size,
-        "dtype": str(encoded.dtype),
-        "tokenizer_sha256": tokenizer_sha256,
-        "documents": len(encoded.lengths),
-        "tokens": int(plan.lengths.sum()),
-        "rows": plan.n_rows,
-        "padding": slots - int(plan.lengths.sum()),
+        "context_length": layout.format.context_length,
+        "vocab_size": layout.format.vocab_size,
+        "dtype": layout.format.dtype,
+        "documents": layout.n_documents,
+        "tokens": tokens,
+        "rows": layout.n_rows,
+        "padding": layout.n_rows * layout.format.context_length - tokens,
         "shards": shards,
+        **described,
     }
     write_json(folder / "index.json", index)
     return index
 
 
-class _Source:
-    """Gathers the tokens of planned rows from the flat file."""
+def write_shard(span: tuple[int, int], folder: Path, layout: Layout) -> None:
+    """Writes the rows of a range as rows.arrow, and shard.json about them."""
+    first, last = span
+    format = layout.format
+    segments = open_plan(layout.folder).segments(first, last)
+    inputs, next_ids = filled_rows(segments, first, last, layout)
+    schema = row_schema(format.context_length, format.vocab_size)
+    boundaries = np.searchsorted(segments.rows, np.arange(first, last + 1))
+    step = max(1, SLOTS_PER_BATCH // format.context_length)
+    path = folder / "rows.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for row in range(0, last - first, step):
+            rows = slice(row, min(row + step, last - first))
+            writer.write_batch(
+                record_batch(segments, inputs[rows], next_ids, boundaries[rows.start : rows.stop + 1], schema)
+            )
+    described = {
+        "rows": last - first,
+        "tokens": int(segments.lengths.sum()),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+    write_json(folder / "shard.json", described)
 
-    def __init__(self, encoded: EncodedSplit, plan: Plan, end_of_text: int, padding: int):
-        self.tokens, self.plan, self.padding = encoded.tokens(), plan, padding
-        document_ends = np.cumsum(encoded.lengths)
-        starts = (document_ends - encoded.lengths)[plan.documents] + plan.offsets
-        self.starts, stops = starts, starts + plan.lengths
-        self.next_ids = np.full(len(starts), end_of_text, encoded.dtype)
-        cut = stops < document_ends[plan.documents]
-        self.next_ids[cut] = self.tokens[stops[cut]]
 
-    def batch(
-        self, first: int, last: int, boundaries: np.ndarray, schema: pa.Schema, context_length: int
-    ) -> pa.RecordBatch:
-        s, e = boundaries[first], boundaries[last]
-        lengths = self.plan.lengths[s:e]
-        inputs = np.full((last - first) * context_length, self.padding, self.tokens.dtype)
-        begins = np.cumsum(lengths) - lengths
-        within = np.arange(lengths.sum()) - np.repeat(begins, lengths)
-        row_starts = begins[boundaries[first:last] - s]
-        slots_before = np.repeat(row_starts, np.diff(boundaries[first : last + 1]))
-        targets = (self.plan.rows[s:e] - first) * context_length + begins - slots_before
-        inputs[np.repeat(targets, lengths) + within] = self.tokens[np.repeat(self.starts[s:e], lengths) + within]
-        offsets = pa.array(boundaries[first : last + 1] - s, pa.int32())
+def filled_rows(segments: Segments, first: int, last: int, layout: Layout) -> tuple[npt.NDArray, npt.NDArray]:
+    """The slots of the rows, and the label of each segment's last slot."""
+    format = layout.format
+    starts = np.load(layout.folder / "starts.npy", mmap_mode="r")[segments.documents] + segments.offsets
+    lengths = np.load(layout.folder / "document_lengths.npy", mmap_mode="r")[segments.documents]
+    files = [Path(path) for path in json.loads((layout.folder / "files.json").read_text())]
+    begins = np.cumsum(segments.lengths) - segments.lengths
+    row_begins = begins[np.searchsorted(segments.rows, segments.rows)]
+    targets = (segments.rows - first) * format.context_length + begins - row_begins
+    inputs = np.full((last - first, format.context_length), format.padding, format.dtype)
+    next_ids = np.full(len(starts), format.end_of_text, format.dtype)
+    gather(files, starts, segments.lengths, targets, inputs.reshape(-1), next_ids)
+    next_ids[segments.offsets + segments.lengths == lengths] = format.end_of_text
+    return inputs, next_ids
 
-        def lists(name: str, values: np.ndarray) -> pa.Array:
-            return pa.ListArray.from_arrays(offsets, pa.array(values, schema.field(name).type.value_type))
 
-        rows = pa.FixedSizeListArray.from_arrays(pa.array(inputs), context_length)
-        return pa.record_batch(
-            [
-                rows,
-                lists("lengths", lengths),
-                lists("next_ids", self.next_ids[s:e]),
-                lists("documents", self.plan.documents[s:e]),
-                lists("offsets", self.plan.offsets[s:e]),
-            ],
-            schema=schema,
-        )
+def record_batch(
+    segments: Segments, inputs: npt.NDArray, next_ids: npt.NDArray, boundaries: npt.NDArray, schema: pa.Schema
+) -> pa.RecordBatch:
+    """Rows whose segments are those from boundaries[i] to boundaries[i + 1]."""
+    chosen = slice(boundaries[0], boundaries[-1])
+    offsets = pa.array(boundaries - boundaries[0], pa.int32())
+
+    def lists(name: str, values: npt.NDArray) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, pa.array(values[chosen], schema.field(name).type.value_type))
+
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(inputs.reshape(-1)), inputs.shape[1]),
+        lists("lengths", segments.lengths),
+        lists("next_ids", next_ids),
+        lists("documents", segments.documents),
+        lists("offsets", segments.offsets),
+    ]
+    return pa.record_batch(columns, schema=schema)

@@ -1,69 +1,119 @@
 """Packs the kept documents into rows of tokens with document boundaries, as Arrow shards.
 
-Encoding, planning and writing are separate: encode.py turns text into one flat file of tokens per
-split, plan.py decides from lengths alone which slots each document fills, shards.py writes the rows.
-No token is lost or made up: the slots of all segments are the tokens of all documents, and the metrics
-count the difference. leaks.py checks, by other means than dedup's, that no training document nearly
-repeats a reserved one.
+    clean shards, keep-list ─► encode.py        flat files of tokens, one a shard and split
+                               decontaminate.py which training documents share text with evaluation files
+                               mixture.py       how often each training document is taken
+                               plan.py          which slots of which row each document fills, from lengths alone
+                               shards.py        rows, gathered from the flat files
+
+No token is lost or made up: the slots of all segments are the tokens of all documents taken, and the
+metrics count the difference. leaks.py checks, by other means than dedup's, that no training document
+nearly repeats a reserved one. The corpus stays in files: memory is a few bytes a document and a shard
+of rows a worker, and what was finished before a kill is not done again (stages/tasks.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Sequence
+
+import numpy as np
 
 from stages.entry import Job, file_sha256, write_json
 from stages.errors import BadInput
-from stages.pack.encode import EncodedSplit, TokenizerFile, encode_splits
+from stages.kept import kept_parts
+from stages.pack.decontaminate import find_contaminated
+from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
 from stages.pack.leaks import THRESHOLD, Leak, find_leaks
+from stages.pack.mixture import Copies, copies_of
 from stages.pack.params import PackParams
-from stages.pack.plan import PLANS
-from stages.pack.shards import write_rows
+from stages.pack.record import Record
+from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.progress import say
-from stages.splits import SPLITS
+from stages.splits import SPLITS, Split
 from stages.tokens import token_dtype
 from stages.vocabulary import END_OF_TEXT, PADDING, load_tokenizer
 
 
 def run(job: Job, pack: PackParams) -> None:
+    """Writes train, validation and test, documents (what became of each), and metrics.json.
+
+    Raises:
+        BadInput: a split without a document, or an input that cannot be used.
+    """
     path = job.root / "data/tokenizer/tokenizer.json"
     tokenizer = load_tokenizer(path)
-    vocab_size, end_of_text = tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)
-    assert end_of_text is not None, "load_tokenizer has looked"
-    n_workers = job.execution.n_workers()
-    file = TokenizerFile(path, file_sha256(path), token_dtype(vocab_size))
+    vocab_size = tokenizer.get_vocab_size()
+    dtype = token_dtype(vocab_size)
+    file = TokenizerFile(path, file_sha256(path), dtype)
     work = job.staging / "work"
-    encoded = encode_splits(job.root, work, file, n_workers)
-    for split in SPLITS:
-        refuse_empty(split, encoded[split])
-    leaks = find_leaks(job.root, work / "reserved", n_workers)
+    parts = kept_parts(job.root / "data/clean/documents", job.root / "data/dedup/keep.parquet")
+    encoded = encode_parts(job, parts, file)
+    contaminated = list(find_contaminated(job, parts, pack.decontaminate, pack.decontaminate_ngram, work / "ngrams"))
+    leaks = find_leaks(job.root, work / "reserved", job.execution.n_workers())
     warn_of(leaks)
-    indices = {}
-    needless_cuts = 0
-    for split in SPLITS:
-        plan = PLANS[pack.strategy](encoded[split].lengths, pack.context_length)
-        needless_cuts += plan.needless_cuts
-        indices[split] = write_rows(
-            job.staging / split,
-            encoded[split],
-            plan,
-            context_length=pack.context_length,
-            vocab_size=vocab_size,
-            shard_tokens=pack.shard_tokens,
-            end_of_text=end_of_text,
-            padding=tokenizer.token_to_id(PADDING) or 0,
-            tokenizer_sha256=file.sha256,
-        )
-    shutil.rmtree(work)
-    train = indices["train"]
-    metrics = {
-        **{f"tokens_{split}": indices[split]["tokens"] for split in SPLITS},
-        "padding_ratio": train["padding"] / (train["rows"] * pack.context_length),
-        "needless_cuts": needless_cuts,
-        "dropped_tokens": sum(int(encoded[split].lengths.sum()) - indices[split]["tokens"] for split in SPLITS),
+    record = Record(job.staging / "documents", contaminated, leaks)
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None, "load_tokenizer has looked"
+    padding = tokenizer.token_to_id(PADDING) or 0
+    format = RowFormat(pack.strategy, pack.context_length, vocab_size, str(dtype), end_of_text, padding)
+    metrics: dict[str, int | float | str] = {
+        "contaminated_documents": len(record.contaminated),
         "near_duplicates_across_splits": len(leaks),
-        "eval_sha256": encoded["test"].text_sha256,
     }
+    needless_cuts = dropped = 0
+    for split in SPLITS:
+        copies = training_copies(encoded, pack, record) if split == "train" else None
+        sources = record.write(split, encoded, copies)
+        layout = lay_out(work / split, taken(encoded, split, copies), format)
+        described = {"tokenizer_sha256": file.sha256, "sources": sources}
+        index = write_rows(job, job.staging / split, layout, pack.shard_tokens, **described)
+        needless_cuts += layout.needless_cuts
+        dropped += layout.n_tokens - index["tokens"]
+        metrics[f"tokens_{split}"] = index["tokens"]
+        if split == "train":
+            metrics["padding_ratio"] = index["padding"] / (index["rows"] * pack.context_length)
+            metrics |= {
+                key: sum(source[key] for source in sources.values()) for key in ("repeated_tokens", "left_out_tokens")
+            }
+    shutil.rmtree(work)
+    metrics |= {"needless_cuts": needless_cuts, "dropped_tokens": dropped, "eval_sha256": encoded.text_sha256()}
     write_json(job.staging / "metrics.json", metrics)
+
+
+def training_copies(encoded: EncodedParts, pack: PackParams, record: Record) -> list[Copies]:
+    """How often each training document is taken, for each part."""
+    tables = encoded.documents("train", ["id", "source"])
+    return copies_of(tables, pack.mixture, record.contaminated)
+
+
+def taken(encoded: EncodedParts, split: Split, copies: Sequence[Copies] | None) -> TokenDocuments:
+    """The documents of a split as often as they are taken.
+
+    Raises:
+        BadInput: there is none.
+    """
+    lengths = encoded.lengths(split)
+    refuse_empty(split, len(lengths), 0)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    digest = encoded.digest + split
+    repeats = np.concatenate(copies or [np.ones(0, np.uint16)])
+    if (repeats != 1).any():
+        lengths, starts = np.repeat(lengths, repeats), np.repeat(starts, repeats)
+        digest += hashlib.sha256(repeats.tobytes()).hexdigest()
+        refuse_empty(split, len(lengths), len(repeats))
+    return TokenDocuments(encoded.token_files(split), starts, lengths, digest)
+
+
+def refuse_empty(split: Split, n_documents: int, n_left_out: int) -> None:
+    if n_left_out and not n_documents:
+        raise BadInput(
+            f"pack.mixture and pack.decontaminate leave none of {n_left_out} training documents; loosen them"
+        )
+    if not n_documents:
+        mend = "loosen clean or dedup" if split == "train" else f"raise split.{split} or take more documents"
+        raise BadInput(f"the {split} split has no document; {mend} in params.yaml")
 
 
 def warn_of(leaks: list[Leak]) -> None:
@@ -74,9 +124,3 @@ def warn_of(leaks: list[Leak]) -> None:
             f"pack: warning: {len(leaks)} training documents nearly repeat a reserved one (Jaccard {THRESHOLD} or "
             f"more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
         )
-
-
-def refuse_empty(split: str, encoded: EncodedSplit) -> None:
-    if not len(encoded.lengths):
-        mend = "loosen clean or dedup" if split == "train" else f"raise split.{split} or take more documents"
-        raise BadInput(f"the {split} split has no document; {mend} in params.yaml")

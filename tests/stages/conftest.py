@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.pack.encode import EncodedSplit
-from stages.pack.plan import plan_best_fit
-from stages.pack.shards import write_rows
+from stages.entry import Job
+from stages.execution import Execution
+from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 
 VOCABULARY = 61
 CONTEXT = 16
@@ -18,18 +18,11 @@ def write_split(root: Path, split: str, documents: list[np.ndarray], context_len
     flat = root / f"{split}.tokens"
     np.concatenate([np.append(0, document) for document in documents]).astype(np.uint16).tofile(flat)
     lengths = np.array([len(document) + 1 for document in documents])
-    encoded = EncodedSplit(flat, np.dtype(np.uint16), lengths, "")
-    write_rows(
-        root / "data/pack" / split,
-        encoded,
-        plan_best_fit(lengths, context_length),
-        context_length=context_length,
-        vocab_size=VOCABULARY,
-        shard_tokens=1 << 12,
-        end_of_text=0,
-        padding=1,
-        tokenizer_sha256="0" * 64,
-    )
+    stand = TokenDocuments([flat], np.cumsum(lengths) - lengths, lengths, split + str(hash(flat.read_bytes())))
+    format = RowFormat("best_fit", context_length, VOCABULARY, "uint16", end_of_text=0, padding=1)
+    layout = lay_out(root / f"{split}.plan", stand, format)
+    job = Job("pack", root, Execution(workers=1, scratch=str(root / "scratch")))
+    write_rows(job, root / "data/pack" / split, layout, 1 << 12, tokenizer_sha256="0" * 64)
 
 
 def markov_documents(count: int, seed: int) -> list[np.ndarray]:

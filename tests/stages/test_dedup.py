@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasketch import MinHash, MinHashLSH
+from stages.dedup.pairs import ALL_PAIRS_UP_TO, Finder, Match
 
 from stages.dedup import stage as dedup_stage
 from stages.dedup.decide import Removal, component_removals, verified_removals
 from stages.dedup.minhash import MinHasher, estimates
-from stages.dedup.pairs import ALL_PAIRS_UP_TO, Finder, Match
 from stages.dedup.params import DedupParams
 from stages.dedup.report import marked_differences
 from stages.entry import Job

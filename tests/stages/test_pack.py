@@ -2,28 +2,29 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from stages import kept
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
-from stages.pack import encode, leaks
-from stages.pack.encode import EncodedSplit
+from stages.pack import encode, gather, leaks, shards
 from stages.pack.params import PackParams
-from stages.pack.plan import best_fit, plan_best_fit, plan_concat
-from stages.pack.shards import write_rows
+from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.pack.stage import run
-from stages.shingles import words_of
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run as run_tokenizer
 from stages.tokens import IGNORED_LABEL, TokenRows
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 from tests.stages.corpus import ONE_WORKER, Document, prose, run_stage, write_corpus
+from tests.stages.normalised import normalised_words
 
 END, PAD = 0, 1
 PARAMS = PackParams(context_length=32, shard_tokens=1 << 10)
@@ -73,22 +74,16 @@ def pairs_of_rows(rows: TokenRows) -> Counter:
     return Counter(zip(batch.inputs[valid].tolist(), batch.labels[valid].tolist(), strict=True))
 
 
-def write_tokens(folder: Path, tokens: list[list[int]], plan, context_length: int, vocab_size: int = 400) -> TokenRows:
+def write_tokens(
+    folder: Path, tokens: list[list[int]], strategy: str, context_length: int, vocab_size: int = 400
+) -> TokenRows:
     """The rows of documents given as tokens."""
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     lengths = np.array([len(own) + 1 for own in tokens], np.int64)
     np.array([token for own in tokens for token in [END, *own]], dtype).tofile(folder / "flat")
-    write_rows(
-        folder / "rows",
-        EncodedSplit(folder / "flat", dtype, lengths, ""),
-        plan(lengths, context_length),
-        context_length=context_length,
-        vocab_size=vocab_size,
-        shard_tokens=1 << 20,
-        end_of_text=END,
-        padding=PAD,
-        tokenizer_sha256="",
-    )
+    stand = TokenDocuments([folder / "flat"], np.cumsum(lengths) - lengths, lengths, "")
+    layout = lay_out(folder / "plan", stand, RowFormat(strategy, context_length, vocab_size, str(dtype), END, PAD))
+    write_rows(Job("pack", folder, ONE_WORKER), folder / "rows", layout, 1 << 20, tokenizer_sha256="")
     return TokenRows(folder / "rows")
 
 
@@ -137,84 +132,21 @@ def test_padding_is_never_a_label_and_belongs_to_no_document(out):
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
 def test_ids_take_two_bytes_where_the_vocabulary_fits(tmp_path, vocab_size, dtype):
-    rows = write_tokens(tmp_path, [[5, vocab_size - 1, 7], [vocab_size - 1] * 20], plan_best_fit, 8, vocab_size)
+    rows = write_tokens(tmp_path, [[5, vocab_size - 1, 7], [vocab_size - 1] * 20], "best_fit", 8, vocab_size)
     assert rows.index["dtype"] == dtype
     with pa.ipc.open_file(str(tmp_path / "rows/00000.arrow")) as file:
         assert str(file.schema.field("input_ids").type.value_type) == dtype
     assert [own.tolist() for own in rows.documents()] == [[5, vocab_size - 1, 7, END], [*[vocab_size - 1] * 20, END]]
 
 
-# Which row a document goes to
-
-
-def naive_best_fit(lengths: list[int], context_length: int) -> tuple[list[int], int]:
-    """In the words of the definition: the fullest row in which the piece still fits."""
-    space: list[int] = []
-    rows = []
-    for length in lengths:
-        fitting = [row for row, left in enumerate(space) if left >= length]
-        if not fitting:
-            space.append(context_length)
-            fitting = [len(space) - 1]
-        row = min(fitting, key=lambda row: space[row])
-        space[row] -= length
-        rows.append(row)
-    return rows, len(space)
-
-
-def filled(lengths: list[int], rows: list[int], n_rows: int) -> list[int]:
-    return sorted(np.bincount(rows, lengths, n_rows).astype(int).tolist())
-
-
-@pytest.mark.parametrize("context_length", [8, 64, 257])
-def test_best_fit_is_best_fit_decreasing(context_length):
-    generator = random.Random(context_length)
-    lengths = sorted((generator.randint(1, context_length) for _ in range(500)), reverse=True)
-    ours, theirs = best_fit(lengths, context_length), naive_best_fit(lengths, context_length)
-    assert ours[1] == theirs[1]
-    assert filled(lengths, *ours) == filled(lengths, *theirs)
-
-
-def test_best_fit_cuts_no_document_that_fits_and_pads_little():
-    lengths = np.random.default_rng(0).geometric(1 / 300, 5000)
-    plan = plan_best_fit(lengths, 256)
-    pieces = np.bincount(plan.documents)
-    assert (pieces == -(-lengths // 256)).all(), "one piece for what fits, full rows and a rest for what does not"
-    assert plan.needless_cuts == 0
-    assert np.bincount(plan.rows, plan.lengths).max() <= 256
-    assert 1 - lengths.sum() / (plan.n_rows * 256) < 0.005
-
-
-def test_the_examples_of_the_module():
-    plan = plan_best_fit(np.array([5, 4, 3]), 8)
-    assert plan.n_rows == 2 and plan.rows.tolist() == [0, 0, 1] and plan.documents.tolist() == [0, 2, 1]
-    plan = plan_concat(np.array([5, 4, 3]), 8)
-    assert plan.rows.tolist() == [0, 0, 1, 1] and plan.lengths.tolist() == [5, 3, 1, 3]
-    assert plan.offsets.tolist() == [0, 0, 3, 0] and plan.needless_cuts == 1
-
-
 def test_concat_lays_documents_end_to_end(tmp_path):
     generator = random.Random(0)
     tokens = [[generator.randint(2, 399) for _ in range(generator.randint(0, 50))] for _ in range(100)]
-    rows = write_tokens(tmp_path, tokens, plan_concat, 16)
+    rows = write_tokens(tmp_path, tokens, "concat", 16)
     batch = rows.batch(np.arange(rows.n_rows))
     laid = [token for own in tokens for token in [END, *own]]
     assert batch.inputs.ravel()[: len(laid)].tolist() == laid
     assert rows.n_rows == -(-len(laid) // 16) and rows.index["padding"] == rows.n_rows * 16 - len(laid)
-
-
-@pytest.mark.parametrize("plan", [plan_best_fit, plan_concat])
-@pytest.mark.parametrize("lengths", [[1], [8], [9], [16], [17], [1] * 17, [8, 8], [3, 100, 1, 8, 7, 1]])
-def test_plans_fill_each_slot_once_at_every_edge(plan, lengths):
-    made = plan(np.array(lengths), 8)
-    slots = sorted(
-        (document, offset + slot)
-        for document, offset, length in zip(made.documents, made.offsets, made.lengths, strict=True)
-        for slot in range(length)
-    )
-    assert slots == [(document, slot) for document, length in enumerate(lengths) for slot in range(length)]
-    assert sorted(set(made.rows.tolist())) == list(range(made.n_rows))
-    assert np.bincount(made.rows, made.lengths).max() <= 8
 
 
 # Equal inputs give equal bytes
@@ -224,12 +156,57 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_bytes_do_not_depend_on_workers(root, monkeypatch):
+def test_bytes_depend_on_neither_workers_nor_batches_nor_buffers(tmp_path, root, monkeypatch):
     expected = contents(packed(root))
-    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 3000)
-    assert contents(packed(root, execution=Execution(workers=2))) == expected
-    assert contents(packed(root)) == expected
+    for name in ("data/clean", "data/dedup", "data/tokenizer"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(root / name)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(kept, "BATCH_ROWS", 7)
+    monkeypatch.setattr(gather, "BUFFER_SLOTS", 100)
+    monkeypatch.setattr(gather, "NEAR_SLOTS", 3)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 3000)
+    assert contents(packed(tmp_path, execution=Execution(workers=2))) == expected
+
+
+def made(root: Path, step: str) -> set[str]:
+    return {path.name for path in (root / ".dvc/tmp/millrace/pack/tasks" / step).iterdir()}
+
+
+def test_a_shard_that_changes_is_encoded_again_and_the_others_are_not(tmp_path):
+    corpus = documents()
+    write_corpus(tmp_path, corpus, n_shards=4)
+    run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
+    packed(tmp_path)
+    before = made(tmp_path, "encoded")
+    write_corpus(tmp_path, [corpus[0]._replace(text="another text"), *corpus[1:]], n_shards=4)
+    packed(tmp_path)
+    assert len(before) == 4 and len(made(tmp_path, "encoded") - before) == 1
+    write_corpus(tmp_path, corpus, removed=["d153"], n_shards=4)
+    expected = contents(packed(tmp_path))
+    assert len(made(tmp_path, "encoded") - before) == 2, "one more: other rows of the last shard are kept"
+    shutil.rmtree(tmp_path / ".dvc")
+    assert contents(packed(tmp_path)) == expected, "what was kept in scratch is what is made afresh"
+
+
+def test_what_was_finished_before_a_kill_is_not_done_again(tmp_path, root, monkeypatch):
+    for name in ("data/clean", "data/dedup", "data/tokenizer"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(root / name)
+    real, calls = shards.write_shard, []
+
+    def killed_at_the_third(span, folder, layout):
+        calls.append(span)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(span, folder, layout)
+
+    monkeypatch.setattr(shards, "write_shard", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        packed(tmp_path)
+    assert not (tmp_path / "data/pack").exists()
+    assert contents(out := packed(tmp_path)) == contents(packed(root))
+    assert len(calls) == 3 + len(list(out.rglob("*.arrow"))) - 2, "two were there already"
 
 
 def test_the_test_text_has_the_same_hash_under_any_params(root, tmp_path):
@@ -250,7 +227,7 @@ def test_the_test_text_has_the_same_hash_under_any_params(root, tmp_path):
 def jaccard(first: str, second: str) -> float:
     sets = []
     for text in (first, second):
-        words = words_of(text)
+        words = normalised_words(text)
         sets.append({tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
@@ -279,7 +256,7 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch):
             expected[document.id] = pytest.approx(max(similarities))
     assert 15 < len(expected) < 35, "some on either side of the threshold"
     write_corpus(tmp_path, corpus, n_shards=3)
-    monkeypatch.setattr(leaks, "BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr(leaks, "BATCH_BYTES", 4000)
     for workers in (1, 2):
         found = leaks.find_leaks(tmp_path, tmp_path / f"index{workers}", workers)
         assert {leak.training_id: leak.jaccard for leak in found} == expected
@@ -302,6 +279,10 @@ def test_pack_counts_leaks_and_names_the_first(tmp_path, capsys):
 # What cannot be used
 
 
+def packed_parts(root: Path) -> list[kept.Part]:
+    return kept.kept_parts(root / "data/clean/documents", root / "data/dedup/keep.parquet")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_an_empty_split_is_refused(tmp_path, root, split):
     write_corpus(tmp_path, [document for document in documents() if document.split != split])
@@ -316,7 +297,15 @@ def test_an_unreadable_keep_list_is_named(tmp_path):
     write_corpus(tmp_path, documents())
     (tmp_path / "data/dedup/keep.parquet").write_bytes(b"not Parquet")
     with pytest.raises(BadInput, match=r"keep.parquet: cannot be read as Parquet .*; remove it and run `dvc repro`"):
-        list(encode.documents(tmp_path))
+        packed_parts(tmp_path)
+
+
+def test_a_keep_list_of_another_corpus_is_refused(tmp_path):
+    write_corpus(tmp_path, documents())
+    keep = tmp_path / "data/dedup/keep.parquet"
+    pq.write_table(pa.table({"id": ["d1", "d2", "elsewhere"]}), keep)
+    with pytest.raises(BadInput, match=r"keep.parquet: lists 3 documents, of which 2 are in .*; run `dvc repro dedup`"):
+        packed_parts(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, 7, (1 << 20) + 1, 12.5])

@@ -1,0 +1,141 @@
+"""Reduces: documents with equal keys, for one part of one band over all shards.
+
+The keys of a band fall into parts by their first bits, so that a part has about `PART_ENTRIES` documents,
+whatever the corpus: 28 bands of a million documents are 28 x 4 tasks, each of which holds 20 bytes a document.
+
+A bucket is the documents that share a key. One of up to 64 gives all its pairs. A larger one is handed on
+whole, to be compared in stars (stars.py). A pair is one number, first << 32 | second, where the first is
+preferred to the second, so that sorted pairs lie together by their first document. Pairs of two reserved
+documents are left out; with `enabled: false` also those of two training documents.
+
+Without verification (`verify: false`) every document of a bucket is paired with the bucket's first reserved and
+its first training document alone: that connects the same components.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.compiled import kernel
+from stages.dedup.order import NONE
+from stages.dedup.sketch import Numbers, Sketches
+
+ALL_PAIRS_UP_TO = 64
+PART_ENTRIES = 1 << 18
+MOST_PARTS = 64
+Pairs = npt.NDArray[np.uint64]
+
+
+class BucketItem(NamedTuple):
+    """One part of one band.
+
+    Attributes:
+        numbers: the file with the number of each position; `NONE` where a document is not compared.
+        n_reserved: the first so many numbers are reserved documents.
+    """
+
+    sketches: Sketches
+    band: int
+    part: int
+    n_parts: int
+    numbers: Path
+    n_reserved: int
+    enabled: bool
+    verify: bool
+
+
+def n_parts_of(n_documents: int) -> int:
+    """A power of two."""
+    parts = 1
+    while parts < MOST_PARTS and n_documents > parts * PART_ENTRIES:
+        parts *= 2
+    return parts
+
+
+def write_copies(item: BucketItem, folder: Path) -> None:
+    """copies.npy, uint32[n, 2]: every document but the first of those with one exact hash, and that first one."""
+    keys, positions = item.sketches.entries(item.band, item.part, item.n_parts.bit_length() - 1)
+    chosen = _repeated(keys)
+    keys, positions = keys[chosen], positions[chosen]
+    lower_half = np.empty(len(keys), np.uint64)
+    for shard, rows, places in item.sketches.by_shard(positions):
+        lower_half[places] = np.load(item.sketches.folders[shard] / "exact.npy", mmap_mode="r")[rows, 1]
+    numbers = np.load(item.numbers, mmap_mode="r")[positions]
+    order = np.lexsort((numbers, lower_half, keys))
+    keys, lower_half, numbers = keys[order], lower_half[order], numbers[order]
+    begins = np.ones(len(keys), np.bool_)
+    begins[1:] = (keys[1:] != keys[:-1]) | (lower_half[1:] != lower_half[:-1])
+    originals = numbers[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+    np.save(folder / "copies.npy", np.stack([numbers, originals], axis=1)[~begins])
+
+
+def write_candidates(item: BucketItem, folder: Path) -> None:
+    """pairs.npy, each pair once, ascending; large.npy with large_ends.npy, the buckets of more than 64."""
+    keys, positions = item.sketches.entries(item.band, item.part, item.n_parts.bit_length() - 1)
+    numbers = np.load(item.numbers, mmap_mode="r")[positions]
+    compared = numbers != NONE
+    keys, numbers = keys[compared], numbers[compared]
+    chosen = _repeated(keys)
+    keys, numbers = keys[chosen], numbers[chosen]
+    order = np.lexsort((numbers, keys))
+    keys, numbers = keys[order], numbers[order]
+    ends = np.flatnonzero(np.concatenate((keys[1:] != keys[:-1], [True]))) + 1 if len(keys) else np.empty(0, np.int64)
+    pair_up = _all_pairs if item.verify else _first_pairs
+    count = pair_up(numbers, ends, item.n_reserved, item.enabled, np.empty(0, np.uint64))
+    pairs = np.empty(count, np.uint64)
+    pair_up(numbers, ends, item.n_reserved, item.enabled, pairs)
+    np.save(folder / "pairs.npy", np.unique(pairs))
+    begins = np.concatenate(([0], ends[:-1])).astype(np.int64)
+    large = [numbers[b:e] for b, e in zip(begins, ends, strict=False) if e - b > ALL_PAIRS_UP_TO and item.verify]
+    np.save(folder / "large.npy", np.concatenate([*large, np.empty(0, np.uint32)]))
+    np.save(folder / "large_ends.npy", np.cumsum([len(bucket) for bucket in large], dtype=np.int64))
+
+
+def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The places of keys that occur twice or more: few of most corpora, so the rest is not sorted with care."""
+    order = np.argsort(keys)
+    same = keys[order[1:]] == keys[order[:-1]]
+    return order[np.concatenate(([False], same)) | np.concatenate((same, [False]))] if len(keys) else order
+
+
+@kernel
+def _all_pairs(numbers: Numbers, ends, n_reserved, enabled, pairs):  # type: ignore[no-untyped-def]
+    """Fills `pairs`, if there is room, with all pairs of every small bucket; gives their number."""
+    count = begin = 0
+    for end in ends:
+        if end - begin <= ALL_PAIRS_UP_TO:
+            for one in range(begin, end):
+                if numbers[one] >= n_reserved and not enabled:
+                    break
+                for other in range(one + 1, end):
+                    if numbers[other] >= n_reserved:
+                        if count < len(pairs):
+                            pairs[count] = np.uint64(numbers[one]) << np.uint64(32) | np.uint64(numbers[other])
+                        count += 1
+        begin = end
+    return count
+
+
+@kernel
+def _first_pairs(numbers: Numbers, ends, n_reserved, enabled, pairs):  # type: ignore[no-untyped-def]
+    """As `_all_pairs`: the first reserved and the first training document of each bucket with its training ones."""
+    count = begin = 0
+    for end in ends:
+        training = begin
+        while training < end and numbers[training] < n_reserved:
+            training += 1
+        for other in range(training, end):
+            if training > begin:
+                if count < len(pairs):
+                    pairs[count] = np.uint64(numbers[begin]) << np.uint64(32) | np.uint64(numbers[other])
+                count += 1
+            if enabled and other > training:
+                if count < len(pairs):
+                    pairs[count] = np.uint64(numbers[training]) << np.uint64(32) | np.uint64(numbers[other])
+                count += 1
+        begin = end
+    return count

@@ -1,0 +1,182 @@
+"""What comparing needs of every document, written once a clean shard, and read back a few documents at a time.
+
+A document's position is its place in the corpus: shards in the order of their names, rows in theirs. The
+folder of a shard's sketch holds, for its n documents:
+
+    signatures.bin      uint32[n, hashes]    MinHash (minhash.py)
+    exact.npy           uint64[n, 2]         xxh3-128 of the normalised text
+    sizes.npy           uint32[n]            bytes of the text
+    reserved.npy        bool[n]              whether it is validation or test text
+    keys.npy, rows.npy  uint64[bands + 1, n], uint32[bands + 1, n]
+
+The last two are the bands: in each row of `keys` the keys of one band in ascending order, and in `rows` whose
+they are. So the documents whose key begins with given bits lie side by side, and a task that compares one
+part of one band over all shards reads 12 bytes for each of its documents and nothing else. Row number
+`bands` stands for the exact hash, of which it has the upper half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from stages.dedup.minhash import Signatures, band_keys, signatures_of
+from stages.dedup.params import DedupParams
+from stages.errors import BadInput
+from stages.shingles import Shingled, shingle_texts
+from stages.utf8 import text_buffers
+
+BATCH_ROWS = 512
+BATCH_BYTES = 1 << 21
+Numbers = npt.NDArray[np.uint32]
+Positions = npt.NDArray[np.int64]
+
+
+class SketchItem(NamedTuple):
+    """A shard to sketch, and what of the params decides its sketch."""
+
+    path: Path
+    ngram: int
+    bands: int
+    rows: int
+
+    @classmethod
+    def of(cls, path: Path, params: DedupParams) -> SketchItem:
+        return cls(path, params.ngram, params.bands, params.rows)
+
+
+def write_sketch(item: SketchItem, folder: Path) -> None:
+    """The sketch of one shard; the function of a task."""
+    exact, sizes, reserved, keys = [], [], [], []
+    with (folder / "signatures.bin").open("wb") as file:
+        for batch in read_batches(item.path, ["text", "split"]):
+            shingled, batch_sizes = shingled_batch(batch.column("text"), item.ngram)
+            signatures = signatures_of(shingled.shingles, shingled.ends, item.bands * item.rows)
+            signatures.tofile(file)
+            keys.append(band_keys(signatures, item.bands))
+            exact.append(exact_hashes(shingled))
+            sizes.append(np.minimum(batch_sizes, np.iinfo(np.uint32).max).astype(np.uint32))
+            reserved.append(np.array([split != "train" for split in batch.column("split").to_pylist()], np.bool_))
+    hashes = np.concatenate([*exact, np.empty((0, 2), np.uint64)])
+    all_keys = np.concatenate([np.concatenate([*keys, np.empty((item.bands, 0), np.uint64)], axis=1), hashes[:, :1].T])
+    rows = np.argsort(all_keys, axis=1, kind="stable")
+    np.save(folder / "keys.npy", np.take_along_axis(all_keys, rows, axis=1))
+    np.save(folder / "rows.npy", rows.astype(np.uint32))
+    np.save(folder / "exact.npy", hashes)
+    np.save(folder / "sizes.npy", np.concatenate([*sizes, np.empty(0, np.uint32)]))
+    np.save(folder / "reserved.npy", np.concatenate([*reserved, np.empty(0, np.bool_)]))
+
+
+def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard, or those of `rows` (ascending), in batches of about two megabytes of text.
+
+    Row groups without a wanted row are not read.
+
+    Raises:
+        BadInput: the shard cannot be read, or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if rows is None or np.searchsorted(rows, first) < np.searchsorted(rows, last):
+                    for batch in file.iter_batches(BATCH_ROWS, [group], columns):
+                        wanted = batch if rows is None else _wanted(batch, first, rows)
+                        first += len(batch)
+                        yield from _pieces(wanted)
+                first = last
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{path}: cannot be read as Parquet ({reason}); remove it and run `dvc repro`") from None
+
+
+def _wanted(batch: pa.RecordBatch, first: int, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """The rows of a batch, which begins at row `first` of its shard, that are in `rows`."""
+    begin, end = np.searchsorted(rows, [first, first + len(batch)])
+    return batch.take(pa.array(rows[begin:end] - first))
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch cut so that a piece has at most `BATCH_BYTES` of text, or one document."""
+    if len(batch) > 1 and batch.nbytes > BATCH_BYTES:
+        yield from _pieces(batch.slice(0, len(batch) // 2))
+        yield from _pieces(batch.slice(len(batch) // 2))
+    elif len(batch):
+        yield batch
+
+
+def shingled_batch(texts: pa.Array, ngram: int) -> tuple[Shingled, npt.NDArray[np.int64]]:
+    """The shingles of some texts, and their sizes in bytes."""
+    data, offsets = text_buffers(texts)
+    return shingle_texts(data, offsets, ngram), np.diff(offsets)
+
+
+def exact_hashes(shingled: Shingled) -> npt.NDArray[np.uint64]:
+    """xxh3-128 of each normalised text, its upper and its lower half: uint64[texts, 2]."""
+    normal, ends = shingled.normal.data, shingled.normal_ends.tolist()
+    digests = [xxhash.xxh3_128_digest(normal[begin:end]) for begin, end in pairwise(ends)]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+class Sketches:
+    """The sketches of all shards; light, so that tasks can take it along.
+
+    Attributes:
+        shards: the clean shards in the order of their names.
+        folders: the sketch of each.
+        starts: the position of the first document of each, and of the end; int64[shards + 1].
+    """
+
+    def __init__(self, shards: Sequence[Path], folders: Sequence[Path], n_hashes: int):
+        self.shards, self.folders, self.n_hashes = list(shards), list(folders), n_hashes
+        sizes = [len(np.load(folder / "sizes.npy", mmap_mode="r")) for folder in self.folders]
+        self.starts = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def arrays(self, name: str) -> Iterator[np.ndarray]:
+        """A small array of every shard."""
+        return (np.load(folder / f"{name}.npy") for folder in self.folders)
+
+    def entries(self, band: int, prefix: int, bits: int) -> tuple[npt.NDArray[np.uint64], Positions]:
+        """The keys of a band whose first `bits` bits are `prefix`, and the positions of their documents."""
+        keys, positions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for start, folder in zip(self.starts, self.folders, strict=False):
+            shard_keys, rows = (np.load(folder / f"{name}.npy", mmap_mode="r")[band] for name in ("keys", "rows"))
+            begin = int(np.searchsorted(shard_keys, np.uint64(prefix << 64 - bits))) if prefix else 0
+            last = prefix + 1 == 1 << bits
+            end = len(shard_keys) if last else int(np.searchsorted(shard_keys, np.uint64(prefix + 1 << 64 - bits)))
+            keys.append(np.array(shard_keys[begin:end]))
+            positions.append(start + rows[begin:end].astype(np.int64))
+        return np.concatenate(keys), np.concatenate(positions)
+
+    def by_shard(self, positions: Positions) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """(shard, rows in it, which of the positions these are), for positions in any order."""
+        shards = np.searchsorted(self.starts, positions, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            if len(places):
+                shard = int(shards[places[0]])
+                yield shard, positions[places] - self.starts[shard], places
+
+    def signatures(self, positions: Positions) -> Signatures:
+        """uint32[positions, hashes]"""
+        found = np.empty((len(positions), self.n_hashes), np.uint32)
+        for shard, rows, places in self.by_shard(positions):
+            found[places] = self.shard_signatures(shard)[rows]
+        return found
+
+    def shard_signatures(self, shard: int) -> Signatures:
+        """The signatures of one shard, mapped from its file."""
+        shape = (int(self.starts[shard + 1] - self.starts[shard]), self.n_hashes)
+        return np.memmap(self.folders[shard] / "signatures.bin", np.uint32, "r", shape=shape)

@@ -1,0 +1,153 @@
+"""Cuts text into pre-tokens, the pieces within which byte-level BPE merges, as Hugging Face tokenizers do.
+
+Their regular expressions backtrack over every character; here one look at the character and at the next
+one decides, straight on the bytes of UTF-8. Example of the split of GPT-4, with at most three digits:
+
+    "don't panic: 12345\\n\\n  x"  ->  don | 't | _panic | : | _ | 123 | 45 | \\n\\n | _ | _x
+
+Three ways to cut (`Rule.style`): GPT4 (also Llama 3, Qwen 2 and ours), GPT2, and CHARACTERS, each by
+itself. What is a letter, a number or white space comes from stages/unicode.py, which knows what the
+regular expressions know. A tokenizer that cuts in another way has no rule, and cuts by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from stages.compiled import inline_kernel, kernel
+from stages.unicode import LETTER, NUMBER, SPACE, Classes
+from stages.utf8 import Bytes, decode
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+# Contractions; words with one leading non-letter; digits; punctuation with line ends; white space.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,MAX_DIGITS}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+CHARACTER_PATTERN = r"[\s\S]"
+GPT4, GPT2, CHARACTERS = range(3)
+
+LINE_FEED, CARRIAGE_RETURN, BLANK, APOSTROPHE = 10, 13, 32, 39
+LONG_S = 0x17F  # the one character beside s and S that equals s where case does not count
+KIND = LETTER | NUMBER | SPACE
+
+
+class Rule(NamedTuple):
+    """How text is cut. `max_digits` is the length of a group of digits, of style GPT4."""
+
+    style: int
+    max_digits: int
+
+
+def pre_tokenizer(max_digits: int) -> PreTokenizer:
+    """Splits text by our pattern, and writes every byte as one printable character."""
+    return byte_level(SPLIT_PATTERN.replace("MAX_DIGITS", str(max_digits)))
+
+
+def byte_level(pattern: str) -> PreTokenizer:
+    """Splits text by a pattern, and writes every byte as one printable character."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+@inline_kernel
+def kind_at(data: Bytes, place: int, classes: Classes) -> tuple[int, int]:
+    """LETTER, NUMBER, SPACE or 0 for the character that begins at `place`, and the number of its bytes."""
+    if data[place] < 0x80:
+        return classes[data[place]] & KIND, 1
+    point, width = decode(data, place)
+    return classes[point] & KIND, width
+
+
+@kernel
+def run_end(data: Bytes, place: int, end: int, classes: Classes, kind: int, limit: int) -> int:
+    """Where the characters of a kind end, after `limit` of them at the latest."""
+    while place < end and limit > 0:
+        found, width = kind_at(data, place, classes)
+        if found != kind:
+            break
+        place += width
+        limit -= 1
+    return place
+
+
+@kernel
+def pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style: int, max_digits: int) -> int:
+    """Where the pre-token ends that begins at `place`, in a text that ends at `end`."""
+    first = data[place]
+    kind, width = kind_at(data, place, classes)
+    after = place + width
+    if style == CHARACTERS:
+        return after
+    if first == APOSTROPHE:
+        length = contraction(data, after, end, style)
+        if length:
+            return after + length
+    if kind == LETTER:
+        return run_end(data, after, end, classes, LETTER, end)
+    line_end = first == LINE_FEED or first == CARRIAGE_RETURN
+    if kind == NUMBER:
+        limit = max_digits - 1 if style == GPT4 else end
+        return run_end(data, after, end, classes, NUMBER, limit)
+    if after < end and not line_end and (style == GPT4 or first == BLANK):
+        following, width = kind_at(data, after, classes)
+        if following == LETTER or (following == NUMBER and style == GPT2):
+            return run_end(data, after + width, end, classes, following, end)
+        if first == BLANK and following == 0:
+            kind = 0
+    if kind == 0:
+        after = run_end(data, after, end, classes, 0, end)
+        while style == GPT4 and after < end and (data[after] == LINE_FEED or data[after] == CARRIAGE_RETURN):
+            after += 1
+        return after
+    return space_end(data, place, end, classes, style)
+
+
+@kernel
+def space_end(data: Bytes, place: int, end: int, classes: Classes, style: int) -> int:
+    """Where a pre-token of white space ends: after the last line end; else before the last character, if a word
+    follows that may take it."""
+    start, last, line_end = place, place, 0
+    while place < end:
+        kind, width = kind_at(data, place, classes)
+        if kind != SPACE:
+            break
+        last = place
+        place += width
+        if style == GPT4 and (data[last] == LINE_FEED or data[last] == CARRIAGE_RETURN):
+            line_end = place
+    if line_end:
+        return line_end
+    if place == end or last == start:
+        return place
+    return last
+
+
+@kernel
+def contraction(data: Bytes, place: int, end: int, style: int) -> int:
+    """The bytes of s, t, re, ve, m, ll or d at `place`, which stands behind an apostrophe; else 0."""
+    if place >= end:
+        return 0
+    first = data[place]
+    second = data[place + 1] if place + 1 < end else 0
+    if style == GPT4:
+        if first == LONG_S >> 6 | 0xC0 and second == LONG_S & 0x3F | 0x80:
+            return 2
+        first, second = lower(first), lower(second)
+    if first == ord("s") or first == ord("t") or first == ord("m") or first == ord("d"):
+        return 1
+    if (first == ord("r") or first == ord("v")) and second == ord("e"):
+        return 2
+    if first == ord("l") and second == ord("l"):
+        return 2
+    return 0
+
+
+@inline_kernel
+def lower(byte: int) -> int:
+    """The lower-case letter, of ASCII."""
+    return byte + 32 if ord("A") <= byte <= ord("Z") else byte

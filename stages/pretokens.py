@@ -1,57 +1,24 @@
 """Cuts text into pre-tokens, the pieces within which byte-level BPE merges, as Hugging Face tokenizers do.
 
 Their regular expressions backtrack over every character; here one look at the character and at the next
-one decides, straight on the bytes of UTF-8. Example of the split of GPT-4, with at most three digits:
+one decides, straight on the bytes of UTF-8. Example, by the rule of GPT-4 with at most three digits:
 
-    "don't panic: 12345\\n\\n  x"  ->  don | 't | _panic | : | _ | 123 | 45 | \\n\\n | _ | _x
+    "don't panic: 12345\n\n  x"  ->  don | 't | _panic | : | _ | 123 | 45 | \n\n | _ | _x
 
-Three ways to cut (`Rule.style`): GPT4 (also Llama 3, Qwen 2 and ours), GPT2, and CHARACTERS, each by
-itself. What is a letter, a number or white space comes from stages/unicode.py, which knows what the
-regular expressions know. A tokenizer that cuts in another way has no rule, and cuts by itself.
+What is a letter, a number or white space comes from stages/unicode.py, which knows what the regular
+expressions know. The patterns themselves stand in stages/pretoken_rules.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from stages.compiled import inline_kernel, kernel
+from stages.pretoken_rules import CHARACTERS, GPT2, GPT4
 from stages.unicode import LETTER, NUMBER, SPACE, Classes
 from stages.utf8 import Bytes, decode
-
-if TYPE_CHECKING:
-    from tokenizers.pre_tokenizers import PreTokenizer
-
-# Contractions; words with one leading non-letter; digits; punctuation with line ends; white space.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,MAX_DIGITS}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-CHARACTER_PATTERN = r"[\s\S]"
-GPT4, GPT2, CHARACTERS = range(3)
 
 LINE_FEED, CARRIAGE_RETURN, BLANK, APOSTROPHE = 10, 13, 32, 39
 LONG_S = 0x17F  # the one character beside s and S that equals s where case does not count
 KIND = LETTER | NUMBER | SPACE
-
-
-class Rule(NamedTuple):
-    """How text is cut. `max_digits` is the length of a group of digits, of style GPT4."""
-
-    style: int
-    max_digits: int
-
-
-def pre_tokenizer(max_digits: int) -> PreTokenizer:
-    """Splits text by our pattern, and writes every byte as one printable character."""
-    return byte_level(SPLIT_PATTERN.replace("MAX_DIGITS", str(max_digits)))
-
-
-def byte_level(pattern: str) -> PreTokenizer:
-    """Splits text by a pattern, and writes every byte as one printable character."""
-    from tokenizers import Regex, pre_tokenizers
-
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 @inline_kernel

@@ -36,3 +36,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte 0..255 in a byte-level vocabulary, as in GPT-2's encoder.
+
+    Printable bytes stand for themselves; the others take the characters from 256 on, in order.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import BadInput
-from stages.vocabulary import END_OF_TEXT, load_tokenizer
+from stages.vocabulary import END_OF_TEXT, byte_characters, load_tokenizer
 
 END_OF_DOCUMENT = 256  # the byte symbols are 0 to 255
 
@@ -64,13 +64,3 @@ class TokenBytes:
     def n_bytes(self, tokens: NDArray[np.int64]) -> int:
         """The number of bytes of the text of these tokens."""
         return int(self.lengths[tokens].sum() - (tokens == self.end_of_text).sum())
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte 0..255, as in GPT-2's encoder.
-
-    Printable bytes stand for themselves; the others take the characters from 256 on, in order.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

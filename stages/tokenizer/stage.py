@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.documents import kept_shards
-from stages.encoding import Encoder, pre_tokenizer
+from stages.encoding import Encoder
+from stages.pretoken_rules import GPT4, Rule, pre_tokenizer
 from stages.entry import Job, write_json
 from stages.errors import BadInput
 from stages.progress import progress
@@ -43,7 +44,7 @@ def run(job: Job, tokenizer: TokenizerParams) -> None:
 
     special = [*SPECIAL_TOKENS, *tokenizer.extra_special_tokens]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizer(tokenizer.max_digits)
+    bpe.pre_tokenizer = pre_tokenizer(Rule(GPT4, tokenizer.max_digits))
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=tokenizer.vocab_size,

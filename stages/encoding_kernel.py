@@ -1,0 +1,145 @@
+"""Encodes texts with a table of the pre-tokens met so far: each is merged once, then copied.
+
+Language repeats itself: 24 MB of documentation are 5.8 million pre-tokens, 100 thousand distinct ones.
+A slot of the table (stages/byte_keys.py) holds up to two ids itself:
+
+    column 2, low half    the number of ids
+    column 3              the first id, and the second << 32; of three or more, where they stand in `more_ids`
+
+A full table is emptied, so memory is bounded whatever the text.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.byte_keys import LOW_HALF, SHORT, Slots, key_of, slot_of
+from stages.byte_pairs import Ids, Pairs, merge_bytes
+from stages.compiled import kernel
+from stages.pretokens import pretoken_end
+from stages.unicode import Classes
+from stages.utf8 import Bytes, Offsets
+
+LONGEST_KEPT = 1024  # bytes of a pre-token; longer ones are merged each time
+N_ENTRIES, N_KEYS, N_MORE = range(3)
+
+
+class Table(NamedTuple):
+    """What is known of pre-tokens. `used` counts entries, bytes of `keys` and numbers of `more_ids`."""
+
+    slots: Slots
+    keys: Bytes
+    more_ids: Ids
+    used: npt.NDArray[np.int64]
+
+
+class Vocabulary(NamedTuple):
+    """What a tokenizer merges, and `whole`: pre-tokens that have an id of their own, whatever the merges say."""
+
+    byte_ids: Ids
+    pairs: Pairs
+    whole: Bytes
+    whole_offsets: Offsets
+    whole_ids: Ids
+
+
+def new_table(n_slots: int) -> Table:
+    """An empty table. `n_slots` is a power of two."""
+    long_keys, more_ids = np.zeros(16 * n_slots, np.uint8), np.zeros(4 * n_slots, np.uint32)
+    return Table(np.zeros((n_slots, 4), np.int64), long_keys, more_ids, np.zeros(3, np.int64))
+
+
+@kernel
+def encode_texts(
+    data: Bytes,
+    offsets: Offsets,
+    classes: Classes,
+    style: int,
+    max_digits: int,
+    vocabulary: Vocabulary,
+    table: Table,
+    ids: Ids,
+    id_offsets: Offsets,
+) -> int:
+    """Writes the ids of the texts, and where those of each text end. Returns the number of all.
+
+    Args:
+        ids: has place for as many as there are bytes.
+        id_offsets: one more than there are texts; the first is left as it is.
+    """
+    count = 0
+    for text in range(len(offsets) - 1):
+        place, end = offsets[text], offsets[text + 1]
+        while place < end:
+            after = pretoken_end(data, place, end, classes, style, max_digits)
+            if after - place > LONGEST_KEPT:
+                count += merge_bytes(data, place, after, vocabulary.byte_ids, vocabulary.pairs, ids[count:])
+                place = after
+                continue
+            first, second = key_of(data, place, after)
+            slot = slot_of(table.slots, table.keys, data, place, after, first, second)
+            if table.slots[slot, 1] == 0:
+                if is_full(table):
+                    forget(table, vocabulary)
+                    slot = slot_of(table.slots, table.keys, data, place, after, first, second)
+                if table.slots[slot, 1] == 0:
+                    n_ids = merge_bytes(data, place, after, vocabulary.byte_ids, vocabulary.pairs, ids[count:])
+                    remember(table, slot, data, place, after, ids[count : count + n_ids])
+            n_ids, value = table.slots[slot, 2] & LOW_HALF, table.slots[slot, 3]
+            if n_ids <= 2:
+                ids[count] = value & LOW_HALF
+                if n_ids == 2:
+                    ids[count + 1] = value >> 32
+            else:
+                for number in range(n_ids):
+                    ids[count + number] = table.more_ids[value + number]
+            count += n_ids
+            place = after
+        id_offsets[text + 1] = count
+    return count
+
+
+@kernel
+def is_full(table: Table) -> bool:
+    """Whether one more pre-token of any length might not fit."""
+    return (
+        2 * table.used[N_ENTRIES] >= len(table.slots)
+        or table.used[N_KEYS] + LONGEST_KEPT > len(table.keys)
+        or table.used[N_MORE] + LONGEST_KEPT > len(table.more_ids)
+    )
+
+
+@kernel
+def forget(table: Table, vocabulary: Vocabulary) -> None:
+    """Empties the table of all but the pre-tokens that have an id of their own."""
+    table.slots[:] = 0
+    table.used[:] = 0
+    data, offsets = vocabulary.whole, vocabulary.whole_offsets
+    for number in range(len(offsets) - 1):
+        start, end = offsets[number], offsets[number + 1]
+        first, second = key_of(data, start, end)
+        slot = slot_of(table.slots, table.keys, data, start, end, first, second)
+        remember(table, slot, data, start, end, vocabulary.whole_ids[number : number + 1])
+
+
+@kernel
+def remember(table: Table, slot: int, data: Bytes, start: int, end: int, ids: Ids) -> None:
+    """Fills a free slot."""
+    first, second = key_of(data, start, end)
+    table.used[N_ENTRIES] += 1
+    key_start = table.used[N_KEYS]
+    if end - start > SHORT:
+        table.keys[key_start : key_start + end - start] = data[start:end]
+        table.used[N_KEYS] += end - start
+    table.slots[slot, 0], table.slots[slot, 1] = first, second
+    table.slots[slot, 2] = key_start << 32 | len(ids)
+    if len(ids) <= 2:
+        table.slots[slot, 3] = np.int64(ids[0]) | (np.int64(ids[1]) << 32 if len(ids) == 2 else 0)
+        return
+    start = table.used[N_MORE]
+    table.more_ids[start : start + len(ids)] = ids
+    table.used[N_MORE] += len(ids)
+    table.slots[slot, 3] = start

@@ -21,6 +21,7 @@ Slots = npt.NDArray[np.int64]
 
 SHORT = 15  # the most bytes that stand in the slot itself
 LONG_KEY = 0x7F << 56
+Words = npt.NDArray[np.int64]
 GOLDEN = -7046029254386353131  # 2^64 divided by the golden ratio, made odd: spreads keys over the high bits
 LOW_HALF = 0xFFFFFFFF
 
@@ -32,9 +33,26 @@ def mixed(number: int) -> int:
     return number ^ (number >> 29)
 
 
+def words_of(data: Bytes) -> Words:
+    """`words[place]` is the number that the eight bytes from `place` on make, the first the lowest; no copy."""
+    padded = data if len(data) > 7 else np.zeros(8, np.uint8)
+    return np.ndarray(len(padded) - 7, "<i8", padded, strides=(1,))
+
+
+@inline_kernel
+def key_of(data: Bytes, words: Words, start: int, end: int) -> tuple[int, int]:
+    """Columns 0 and 1 of the key data[start:end], which is not empty; `words` is `words_of(data)`."""
+    length = end - start
+    if length > SHORT or start + 16 > len(data):
+        return any_key_of(data, start, end)
+    if length <= 8:
+        return words[start] & (-1 if length == 8 else (1 << (8 * length)) - 1), length << 56
+    return words[start], (words[start + 8] & ((1 << (8 * (length - 8))) - 1)) | (length << 56)
+
+
 @kernel
-def key_of(data: Bytes, start: int, end: int) -> tuple[int, int]:
-    """Columns 0 and 1 of the key data[start:end], which is not empty."""
+def any_key_of(data: Bytes, start: int, end: int) -> tuple[int, int]:
+    """`key_of`, byte by byte."""
     first, second = np.int64(0), np.int64(0)
     length = end - start
     if length <= SHORT:
@@ -49,15 +67,16 @@ def key_of(data: Bytes, start: int, end: int) -> tuple[int, int]:
     return first, LONG_KEY | length
 
 
-@kernel
+@inline_kernel
 def slot_of(slots: Slots, keys: Bytes, data: Bytes, start: int, end: int, first: int, second: int) -> int:
     """The slot that holds the key data[start:end], or the free one where it belongs."""
     mask = len(slots) - 1
     place = mixed(first ^ mixed(second)) & mask
-    while slots[place, 1] != 0:
-        if slots[place, 0] == first and slots[place, 1] == second:
-            if end - start <= SHORT or same_bytes(keys, slots[place, 2] >> 32, data, start, end):
-                return place
+    while slots[place, 1] != 0 and not (
+        slots[place, 0] == first
+        and slots[place, 1] == second
+        and (end - start <= SHORT or same_bytes(keys, slots[place, 2] >> 32, data, start, end))
+    ):
         place = (place + 1) & mask
     return place
 

@@ -83,13 +83,18 @@ class Encoder:
         if self.compiled.normalises and len(data) and data.max() >= 0x80:
             normalise = self.tokenizer.normalizer.normalize_str
             data, offsets = text_buffers(pa.array(map(normalise, text_array(data, offsets).to_pylist())))
+        from stages.byte_keys import words_of
         from stages.encoding_kernel import encode_texts
 
+        data = data[:]
+        data.flags.writeable = False  # one type of array, so that the kernel is compiled once
         ids, id_offsets = np.empty(len(data), np.uint32), np.zeros(len(offsets), np.int64)
         style, max_digits = self.compiled.rule
         vocabulary, table = self.compiled.vocabulary, self.table
         classes, _ = tables()
-        count = encode_texts(data, offsets, classes, style, max_digits, vocabulary, table, ids, id_offsets)
+        count = encode_texts(
+            data, words_of(data), offsets, classes, style, max_digits, vocabulary, table, ids, id_offsets
+        )
         return ids[:count].copy(), id_offsets[1:]
 
 

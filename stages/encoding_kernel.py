@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.byte_keys import LOW_HALF, SHORT, Slots, key_of, slot_of
+from stages.byte_keys import LOW_HALF, SHORT, Slots, Words, any_key_of, key_of, slot_of
 from stages.byte_pairs import Ids, Pairs, merge_bytes
 from stages.compiled import kernel
 from stages.pretokens import pretoken_end
@@ -55,6 +55,7 @@ def new_table(n_slots: int) -> Table:
 @kernel
 def encode_texts(
     data: Bytes,
+    words: Words,
     offsets: Offsets,
     classes: Classes,
     style: int,
@@ -67,10 +68,12 @@ def encode_texts(
     """Writes the ids of the texts, and where those of each text end. Returns the number of all.
 
     Args:
+        data, words: the bytes of all texts, not to be written to, and `words_of` them.
         ids: has place for as many as there are bytes.
         id_offsets: one more than there are texts; the first is left as it is.
     """
     count = 0
+    slots, keys, more_ids = table.slots, table.keys, table.more_ids
     for text in range(len(offsets) - 1):
         place, end = offsets[text], offsets[text + 1]
         while place < end:
@@ -79,27 +82,36 @@ def encode_texts(
                 count += merge_bytes(data, place, after, vocabulary.byte_ids, vocabulary.pairs, ids[count:])
                 place = after
                 continue
-            first, second = key_of(data, place, after)
-            slot = slot_of(table.slots, table.keys, data, place, after, first, second)
-            if table.slots[slot, 1] == 0:
-                if is_full(table):
-                    forget(table, vocabulary)
-                    slot = slot_of(table.slots, table.keys, data, place, after, first, second)
-                if table.slots[slot, 1] == 0:
-                    n_ids = merge_bytes(data, place, after, vocabulary.byte_ids, vocabulary.pairs, ids[count:])
-                    remember(table, slot, data, place, after, ids[count : count + n_ids])
-            n_ids, value = table.slots[slot, 2] & LOW_HALF, table.slots[slot, 3]
+            first, second = key_of(data, words, place, after)
+            slot = slot_of(slots, keys, data, place, after, first, second)
+            if slots[slot, 1] == 0:
+                slot = learn(data, place, after, first, second, vocabulary, table, ids[count:])
+            n_ids, value = slots[slot, 2] & LOW_HALF, slots[slot, 3]
             if n_ids <= 2:
                 ids[count] = value & LOW_HALF
                 if n_ids == 2:
                     ids[count + 1] = value >> 32
             else:
                 for number in range(n_ids):
-                    ids[count + number] = table.more_ids[value + number]
+                    ids[count + number] = more_ids[value + number]
             count += n_ids
             place = after
         id_offsets[text + 1] = count
     return count
+
+
+@kernel
+def learn(
+    data: Bytes, start: int, end: int, first: int, second: int, vocabulary: Vocabulary, table: Table, ids: Ids
+) -> int:
+    """Merges a pre-token that the table lacks, writing to `ids`, and remembers it. Returns its slot."""
+    if is_full(table):
+        forget(table, vocabulary)
+    slot = slot_of(table.slots, table.keys, data, start, end, first, second)
+    if table.slots[slot, 1] == 0:  # it may have come back with those that have an id of their own
+        n_ids = merge_bytes(data, start, end, vocabulary.byte_ids, vocabulary.pairs, ids)
+        remember(table, slot, data, start, end, first, second, ids[:n_ids])
+    return slot
 
 
 @kernel
@@ -120,15 +132,16 @@ def forget(table: Table, vocabulary: Vocabulary) -> None:
     data, offsets = vocabulary.whole, vocabulary.whole_offsets
     for number in range(len(offsets) - 1):
         start, end = offsets[number], offsets[number + 1]
-        first, second = key_of(data, start, end)
+        first, second = any_key_of(data, start, end)
         slot = slot_of(table.slots, table.keys, data, start, end, first, second)
-        remember(table, slot, data, start, end, vocabulary.whole_ids[number : number + 1])
+        remember(table, slot, data, start, end, first, second, vocabulary.whole_ids[number : number + 1])
 
 
 @kernel
-def remember(table: Table, slot: int, data: Bytes, start: int, end: int, ids: Ids) -> None:
+def remember(
+    table: Table, slot: int, data: Bytes, start: int, end: int, first: int, second: int, ids: Ids
+) -> None:
     """Fills a free slot."""
-    first, second = key_of(data, start, end)
     table.used[N_ENTRIES] += 1
     key_start = table.used[N_KEYS]
     if end - start > SHORT:

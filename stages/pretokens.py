@@ -42,9 +42,29 @@ def run_end(data: Bytes, place: int, end: int, classes: Classes, kind: int, limi
     return place
 
 
-@kernel
+@inline_kernel
 def pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style: int, max_digits: int) -> int:
-    """Where the pre-token ends that begins at `place`, in a text that ends at `end`."""
+    """Where the pre-token ends that begins at `place`, in a text that ends at `end`.
+
+    Most are a word of ASCII with a space before it or none, so these are looked for first.
+    """
+    after = place
+    if style != CHARACTERS:
+        if data[after] == BLANK and after + 1 < end:
+            after += 1
+        if data[after] < 0x80 and classes[data[after]] & LETTER:
+            after += 1
+            while after < end and data[after] < 0x80 and classes[data[after]] & LETTER:
+                after += 1
+            if after == end or data[after] < 0x80:
+                return after
+            return run_end(data, after, end, classes, LETTER, end)
+    return any_pretoken_end(data, place, end, classes, style, max_digits)
+
+
+@kernel
+def any_pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style: int, max_digits: int) -> int:
+    """`pretoken_end`, whatever it begins with."""
     first = data[place]
     kind, width = kind_at(data, place, classes)
     after = place + width

@@ -138,9 +138,7 @@ def forget(table: Table, vocabulary: Vocabulary) -> None:
 
 
 @kernel
-def remember(
-    table: Table, slot: int, data: Bytes, start: int, end: int, first: int, second: int, ids: Ids
-) -> None:
+def remember(table: Table, slot: int, data: Bytes, start: int, end: int, first: int, second: int, ids: Ids) -> None:
     """Fills a free slot."""
     table.used[N_ENTRIES] += 1
     key_start = table.used[N_KEYS]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
 
 from stages.byte_keys import words_of
@@ -26,6 +25,7 @@ from stages.kept import Part
 from stages.pretoken_rules import Rule
 from stages.tasks import Task, results
 from stages.tokenizer import words
+from stages.tokenizer.sample import training_texts
 from stages.tokenizer.words import Counted, Table
 from stages.unicode import tables
 from stages.utf8 import Bytes, Offsets, text_buffers
@@ -54,6 +54,8 @@ def count_shard(shard: Part, folder: Path, rule: Rule) -> None:
     n_files = 0
     for texts in training_texts(shard, ["text"]):
         data, offsets = text_buffers(texts["text"])
+        if len(data) > len(table.keys):  # a text may be one piece
+            table = words.with_room(table, 0, len(data))
         for _ in _fill(table, data, offsets, rule):
             write_parts(folder / f"{n_files:03d}.arrow", table)
             words.empty(table)
@@ -61,10 +63,26 @@ def count_shard(shard: Part, folder: Path, rule: Rule) -> None:
     write_parts(folder / f"{n_files:03d}.arrow", table)
 
 
-def training_texts(shard: Part, columns: list[str]) -> Iterator[pa.Table]:
-    """The kept training documents, about a thousand rows at a time."""
-    for batch in shard.batches([*columns, "split"]):
-        yield pa.Table.from_batches([batch.filter(pc.equal(batch.column("split"), "train"))]).select(columns)
+def count_texts(texts: pa.Array, rule: Rule) -> Counted:
+    """The distinct pre-tokens of so many texts as fit into memory, in no particular order."""
+    table = words.new_table(1 << 12, 1 << 16)
+    data, offsets = text_buffers(texts)
+    table = words.with_room(table, 1 << 18, len(data))
+    parts = []
+    for _ in _fill(table, data, offsets, rule):
+        parts.append(_counted(table))
+        words.empty(table)
+    parts.append(_counted(table))
+    total = words.new_table(1 << 12, 1 << 16)
+    for part in parts:
+        total = words.with_room(total, len(part.counts), len(part.data))
+        words.add_counted(*part, total)
+    return _counted(total)
+
+
+def _counted(table: Table) -> Counted:
+    n_words, n_bytes = table.used
+    return Counted(table.keys[:n_bytes].copy(), table.starts[: n_words + 1].copy(), words.counts_of(table))
 
 
 def _fill(table: Table, data: Bytes, offsets: Offsets, rule: Rule) -> Iterator[None]:
@@ -73,8 +91,6 @@ def _fill(table: Table, data: Bytes, offsets: Offsets, rule: Rule) -> Iterator[N
     data = data[:]
     data.flags.writeable = False  # one type of array, so that the kernel is compiled once
     while not words.count_pretokens(data, words_of(data), offsets, classes, *rule, table, at):
-        if not table.used[words.N_WORDS]:
-            raise MemoryError(f"a piece of text without any place to cut it is longer than {KEY_BYTES:,} bytes")
         yield
 
 

@@ -66,7 +66,14 @@ def add(table: Table, data: Bytes, start: int, end: int, first: int, second: int
 
 @kernel
 def count_pretokens(
-    data: Bytes, words: Words, offsets: Offsets, classes: Classes, style: int, max_digits: int, table: Table, at: Numbers
+    data: Bytes,
+    words: Words,
+    offsets: Offsets,
+    classes: Classes,
+    style: int,
+    max_digits: int,
+    table: Table,
+    at: Numbers,
 ) -> bool:
     """Counts the pre-tokens of texts.
 

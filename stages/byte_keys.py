@@ -11,6 +11,8 @@ a short key, which most words are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,7 @@ from stages.compiled import inline_kernel, kernel
 from stages.utf8 import Bytes
 
 Slots = npt.NDArray[np.int64]
+Integer = Any  # int, or np.int64 where a kernel needs 64 bits from the start
 
 SHORT = 15  # the most bytes that stand in the slot itself
 LONG_KEY = 0x7F << 56
@@ -27,7 +30,7 @@ LOW_HALF = 0xFFFFFFFF
 
 
 @inline_kernel
-def mixed(number: int) -> int:
+def mixed(number: Integer) -> Integer:
     """A number whose low bits depend on all bits of this one."""
     number = (number ^ (number >> 32)) * GOLDEN
     return number ^ (number >> 29)
@@ -40,7 +43,7 @@ def words_of(data: Bytes) -> Words:
 
 
 @inline_kernel
-def key_of(data: Bytes, words: Words, start: int, end: int) -> tuple[int, int]:
+def key_of(data: Bytes, words: Words, start: int, end: int) -> tuple[Integer, Integer]:
     """Columns 0 and 1 of the key data[start:end], which is not empty; `words` is `words_of(data)`."""
     length = end - start
     if length > SHORT or start + 16 > len(data):
@@ -51,7 +54,7 @@ def key_of(data: Bytes, words: Words, start: int, end: int) -> tuple[int, int]:
 
 
 @kernel
-def any_key_of(data: Bytes, start: int, end: int) -> tuple[int, int]:
+def any_key_of(data: Bytes, start: int, end: int) -> tuple[Integer, Integer]:
     """`key_of`, byte by byte."""
     first, second = np.int64(0), np.int64(0)
     length = end - start

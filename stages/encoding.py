@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stages.pretoken_rules import CHARACTERS, Rule, rule_of
+from stages.pretoken_rules import Rule, rule_of
 from stages.unicode import tables
 from stages.utf8 import Bytes, Offsets, text_array, text_buffers
 from stages.vocabulary import byte_characters

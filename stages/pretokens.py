@@ -76,7 +76,7 @@ def any_pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style:
             return after + length
     if kind == LETTER:
         return run_end(data, after, end, classes, LETTER, end)
-    line_end = first == LINE_FEED or first == CARRIAGE_RETURN
+    line_end = first in (LINE_FEED, CARRIAGE_RETURN)
     if kind == NUMBER:
         limit = max_digits - 1 if style == GPT4 else end
         return run_end(data, after, end, classes, NUMBER, limit)

@@ -38,9 +38,10 @@ def roles_of(path: Path) -> Roles:
         BadInput: the file cannot be read, or no token ends a text.
     """
     try:
-        added = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+        described = json.loads(path.read_text(encoding="utf-8"))
+        added, vocabulary = described["added_tokens"], described["model"]["vocab"]
         names = {role: token["content"] for token in added for role in token.get(ROLES, [])}
-        present = {token["content"] for token in added}
+        present = {token["content"] for token in added} | (vocabulary.keys() if isinstance(vocabulary, dict) else set())
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: not a tokenizer.json ({error}); run `dvc repro tokenizer`") from None
     end_of_text = names.get("end_of_text", END_OF_TEXT)

@@ -59,7 +59,9 @@ def learn(
     while short := merge_loop.learn_merges(learning, vocab_size, min_frequency):
         learning = _grown(learning, short)
     n_merges, n_tokens = learning.used[merge_loop.N_MERGES], learning.used[merge_loop.N_TOKENS]
-    places = {}  # of a pair that is merged twice, which it takes a pair of other bytes for, the last merge counts
+    places: dict[
+        tuple[int, int], bool
+    ] = {}  # of a pair that is merged twice, which it takes a pair of other bytes for, the last merge counts
     for left, right, _ in learning.merges[:n_merges].tolist():
         places.pop((left, right), None)
         places[left, right] = True

@@ -14,6 +14,11 @@ N_BYTES = 256
 # The split pattern cuts between a letter or digit and a bracket, so no merge of text makes such a string.
 BRACKETED = re.compile(r"[<\[].*[A-Za-z0-9].*[>\]]", re.DOTALL)
 
+LEARNABLE = (
+    "could also be learned from text, which could then write it; put letters or digits in angle or square brackets, "
+    "such as <|tool|> or [MASK]"
+)
+
 
 class TokenizerParams(Section):
     type: Literal["bpe", "character"] = "bpe"
@@ -34,10 +39,7 @@ class TokenizerParams(Section):
             raise ValueError("extra_special_tokens names a token twice")
         for token in self.extra_special_tokens:
             if not BRACKETED.fullmatch(token):
-                raise ValueError(
-                    f"extra_special_tokens: {token!r} could also be learned from text, which could then write it; "
-                    "put letters or digits in angle or square brackets, such as <|tool|> or [MASK]"
-                )
+                raise ValueError(f"extra_special_tokens: {token!r} {LEARNABLE}")
         taken = sorted(set(self.extra_special_tokens) & set(SPECIAL_TOKENS))
         if taken:
             raise ValueError(f"extra_special_tokens repeats {', '.join(taken)}, which every tokenizer has")

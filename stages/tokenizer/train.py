@@ -14,6 +14,7 @@ from stages.vocabulary import byte_characters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import Model
 
 
 def from_counts(counted: Counted, rule: Rule, special: list[str], vocab_size: int, min_frequency: int) -> Tokenizer:
@@ -48,7 +49,7 @@ def by_huggingface(
     return tokenizer
 
 
-def around(model: object, rule: Rule, special: list[str]) -> Tokenizer:
+def around(model: Model, rule: Rule, special: list[str]) -> Tokenizer:
     """A byte-level tokenizer with this model."""
     from tokenizers import Tokenizer, decoders
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from stages.pretoken_rules import GPT4, Rule, pre_tokenizer
 from stages.entry import Job
 from stages.errors import BadInput
+from stages.pretoken_rules import GPT4, Rule, pre_tokenizer
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer

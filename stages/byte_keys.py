@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import inline_kernel, inner_kernel, kernel
 from stages.utf8 import Bytes
 
 Slots = npt.NDArray[np.int64]
@@ -84,7 +84,7 @@ def slot_of(slots: Slots, keys: Bytes, data: Bytes, start: int, end: int, first:
     return place
 
 
-@kernel
+@inner_kernel
 def same_bytes(keys: Bytes, key_start: int, data: Bytes, start: int, end: int) -> bool:
     for place in range(end - start):  # noqa: SIM110 (a kernel)
         if keys[key_start + place] != data[start + place]:

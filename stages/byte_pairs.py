@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.byte_keys import LOW_HALF, mixed
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import inline_kernel, inner_kernel, kernel
 from stages.utf8 import Bytes
 
 Ids = npt.NDArray[np.uint32]
@@ -23,21 +23,23 @@ HEAP_FROM = 100  # bytes
 NONE = np.iinfo(np.int64).max
 
 
-@kernel
 def pair_table(left: Ids, right: Ids, merged: Ids) -> Pairs:
     """The table of merges given in the order of their ranks."""
-    capacity = 16
-    while capacity < 4 * len(left):
-        capacity *= 2
-    pairs = np.full((capacity, 2), -1, np.int64)
+    pairs = np.full((1 << max(4, (4 * len(left)).bit_length()), 2), -1, np.int64)
+    fill_pairs(left, right, merged, pairs)
+    return pairs
+
+
+@kernel
+def fill_pairs(left: Ids, right: Ids, merged: Ids, pairs: Pairs) -> None:
+    mask = len(pairs) - 1
     for rank in range(len(left)):
         pair = np.int64(left[rank]) << 32 | np.int64(right[rank])
-        place = mixed(pair) & (capacity - 1)
+        place = mixed(pair) & mask
         while pairs[place, 0] != -1:
-            place = (place + 1) & (capacity - 1)
+            place = (place + 1) & mask
         pairs[place, 0] = pair
         pairs[place, 1] = rank << 32 | np.int64(merged[rank])
-    return pairs
 
 
 @inline_kernel
@@ -62,7 +64,7 @@ def merge_bytes(data: Bytes, start: int, end: int, byte_ids: Ids, pairs: Pairs, 
     return merge_by_heap(ids, length, pairs)
 
 
-@kernel
+@inner_kernel
 def merge_by_search(ids: Ids, length: int, pairs: Pairs) -> int:
     values = np.empty(HEAP_FROM, np.int64)
     for place in range(length - 1):
@@ -86,10 +88,12 @@ def merge_by_search(ids: Ids, length: int, pairs: Pairs) -> int:
     return length
 
 
-@kernel
+@inner_kernel
 def merge_by_heap(ids: Ids, length: int, pairs: Pairs) -> int:
     """A heap of rank << 32 | place; what no longer stands there when it comes up is passed over."""
-    before, after = np.arange(-1, length - 1), np.arange(1, length + 1)
+    before, after = np.empty(length, np.int64), np.empty(length, np.int64)
+    for place in range(length):
+        before[place], after[place] = place - 1, place + 1
     heap, size = np.empty(3 * length, np.int64), 0
     for place in range(length - 1):
         value = value_of(pairs, ids[place], ids[place + 1])
@@ -126,7 +130,7 @@ def merge_by_heap(ids: Ids, length: int, pairs: Pairs) -> int:
     return count
 
 
-@kernel
+@inner_kernel
 def push(heap: Pairs, size: int, value: int) -> int:
     """Adds a value to a heap whose smallest comes first. Returns the new size."""
     place = size
@@ -137,7 +141,7 @@ def push(heap: Pairs, size: int, value: int) -> int:
     return size + 1
 
 
-@kernel
+@inner_kernel
 def pop(heap: Pairs, size: int) -> int:
     """Removes the first value. Returns the new size."""
     size -= 1

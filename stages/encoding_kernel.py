@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from stages.byte_keys import LOW_HALF, SHORT, Slots, Words, any_key_of, key_of, slot_of
 from stages.byte_pairs import Ids, Pairs, merge_bytes
-from stages.compiled import kernel
+from stages.compiled import inner_kernel, kernel
 from stages.pretokens import pretoken_end
 from stages.unicode import Classes
 from stages.utf8 import Bytes, Offsets
@@ -100,7 +100,7 @@ def encode_texts(
     return count
 
 
-@kernel
+@inner_kernel
 def learn(
     data: Bytes, start: int, end: int, first: int, second: int, vocabulary: Vocabulary, table: Table, ids: Ids
 ) -> int:
@@ -114,7 +114,7 @@ def learn(
     return slot
 
 
-@kernel
+@inner_kernel
 def is_full(table: Table) -> bool:
     """Whether one more pre-token of any length might not fit."""
     return (
@@ -127,8 +127,10 @@ def is_full(table: Table) -> bool:
 @kernel
 def forget(table: Table, vocabulary: Vocabulary) -> None:
     """Empties the table of all but the pre-tokens that have an id of their own."""
-    table.slots[:] = 0
-    table.used[:] = 0
+    for slot in range(len(table.slots)):
+        table.slots[slot, 1] = 0
+    for number in range(len(table.used)):
+        table.used[number] = 0
     data, offsets = vocabulary.whole, vocabulary.whole_offsets
     for number in range(len(offsets) - 1):
         start, end = offsets[number], offsets[number + 1]
@@ -137,13 +139,14 @@ def forget(table: Table, vocabulary: Vocabulary) -> None:
         remember(table, slot, data, start, end, first, second, vocabulary.whole_ids[number : number + 1])
 
 
-@kernel
+@inner_kernel
 def remember(table: Table, slot: int, data: Bytes, start: int, end: int, first: int, second: int, ids: Ids) -> None:
     """Fills a free slot."""
     table.used[N_ENTRIES] += 1
     key_start = table.used[N_KEYS]
     if end - start > SHORT:
-        table.keys[key_start : key_start + end - start] = data[start:end]
+        for place in range(end - start):
+            table.keys[key_start + place] = data[start + place]
         table.used[N_KEYS] += end - start
     table.slots[slot, 0], table.slots[slot, 1] = first, second
     table.slots[slot, 2] = key_start << 32 | len(ids)
@@ -151,6 +154,7 @@ def remember(table: Table, slot: int, data: Bytes, start: int, end: int, first: 
         table.slots[slot, 3] = np.int64(ids[0]) | (np.int64(ids[1]) << 32 if len(ids) == 2 else 0)
         return
     start = table.used[N_MORE]
-    table.more_ids[start : start + len(ids)] = ids
+    for number in range(len(ids)):
+        table.more_ids[start + number] = ids[number]
     table.used[N_MORE] += len(ids)
     table.slots[slot, 3] = start

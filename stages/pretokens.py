@@ -11,7 +11,7 @@ expressions know. The patterns themselves stand in stages/pretoken_rules.py.
 
 from __future__ import annotations
 
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import inline_kernel, inner_kernel
 from stages.pretoken_rules import CHARACTERS, GPT2, GPT4
 from stages.unicode import LETTER, NUMBER, SPACE, Classes
 from stages.utf8 import Bytes, decode
@@ -30,7 +30,7 @@ def kind_at(data: Bytes, place: int, classes: Classes) -> tuple[int, int]:
     return classes[point] & KIND, width
 
 
-@kernel
+@inner_kernel
 def run_end(data: Bytes, place: int, end: int, classes: Classes, kind: int, limit: int) -> int:
     """Where the characters of a kind end, after `limit` of them at the latest."""
     while place < end and limit > 0:
@@ -62,7 +62,7 @@ def pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style: int
     return any_pretoken_end(data, place, end, classes, style, max_digits)
 
 
-@kernel
+@inner_kernel
 def any_pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style: int, max_digits: int) -> int:
     """`pretoken_end`, whatever it begins with."""
     first = data[place]
@@ -94,7 +94,7 @@ def any_pretoken_end(data: Bytes, place: int, end: int, classes: Classes, style:
     return space_end(data, place, end, classes, style)
 
 
-@kernel
+@inner_kernel
 def space_end(data: Bytes, place: int, end: int, classes: Classes, style: int) -> int:
     """Where a pre-token of white space ends: after the last line end; else before the last character, if a word
     follows that may take it."""
@@ -114,7 +114,7 @@ def space_end(data: Bytes, place: int, end: int, classes: Classes, style: int) -
     return last
 
 
-@kernel
+@inner_kernel
 def contraction(data: Bytes, place: int, end: int, style: int) -> int:
     """The bytes of s, t, re, ve, m, ll or d at `place`, which stands behind an apostrophe; else 0."""
     if place >= end:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.byte_keys import LOW_HALF, Slots, any_key_of, mixed, slot_of
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import inline_kernel, inner_kernel, kernel
 from stages.utf8 import Bytes, Offsets
 
 Cells = npt.NDArray[np.int32]
@@ -80,7 +80,7 @@ def fill_cells(data: Bytes, offsets: Offsets, order: Numbers, byte_ids: Cells, c
         at += 1
 
 
-@kernel
+@inner_kernel
 def pair_number(learning: Learning, left: int, right: int) -> int:
     """The number of a pair, a new one if it was never seen."""
     key = np.int64(left) << 32 | np.int64(right)
@@ -130,7 +130,7 @@ def count_first_pairs(learning: Learning) -> None:
             append(learning, lists[pair_number(learning, cells[place], cells[place + 1])], place)
 
 
-@kernel
+@inner_kernel
 def new_list(learning: Learning, number: int) -> int:
     """A list with place for what a pair has got in this merge, queued with the count of the pair."""
     used = learning.used
@@ -195,7 +195,7 @@ def learn_merges(learning: Learning, vocab_size: int, min_frequency: int) -> int
     return DONE
 
 
-@kernel
+@inner_kernel
 def what_is_short(learning: Learning, this: int, n_bytes: int) -> int:
     """Which array might not hold what the merge of a list adds: pairs of the new token with old ones, at the most
     two for each place."""
@@ -214,14 +214,15 @@ def what_is_short(learning: Learning, this: int, n_bytes: int) -> int:
     return DONE
 
 
-@kernel
+@inner_kernel
 def token_of(learning: Learning, left: int, right: int) -> int:
     """The token whose bytes are those of two others; a new one if there is none."""
     used, data, tokens = learning.used, learning.token_bytes, learning.tokens
     start = end = used[N_BYTES]
     for part in (left, right):
         length = tokens[part, 1]
-        data[end : end + length] = data[tokens[part, 0] : tokens[part, 0] + length]
+        for place in range(length):
+            data[end + place] = data[tokens[part, 0] + place]
         end += length
     first, second = any_key_of(data, start, end)
     slots = learning.token_slots
@@ -235,13 +236,14 @@ def token_of(learning: Learning, left: int, right: int) -> int:
     return slots[slot, 3]
 
 
-@kernel
+@inner_kernel
 def merge_places(learning: Learning, this: int, left: int, right: int, token: int) -> None:
     """Merges a pair at all places of a list, from left to right, and lists the pairs that this makes."""
     cells, tokens, counts, fresh = learning.cells, learning.tokens, learning.pair_counts, learning.fresh
     start, n_places = learning.lists[this, 0], learning.lists[this, 1]
     made, n_made, step = np.empty((2 * n_places, 2), np.int32), 0, 0
-    for place in learning.places[start : start + n_places]:
+    for at in range(start, start + n_places):
+        place = learning.places[at]
         middle = place + tokens[left, 1]
         if cells[place] != left or cells[middle] != right:
             continue
@@ -269,20 +271,20 @@ def merge_places(learning: Learning, this: int, left: int, right: int, token: in
             made[n_made, 0], made[n_made, 1] = number, place
             n_made += 1
     learning.lists[this, 1] = 0
-    list_made(learning, made[:n_made])
+    list_made(learning, made, n_made)
 
 
-@kernel
-def list_made(learning: Learning, made: Cells) -> None:
-    """Lists the places of new pairs. `made`: [n, 2]: pair and place."""
+@inner_kernel
+def list_made(learning: Learning, made: Cells, n_made: int) -> None:
+    """Lists the places of new pairs: the first rows of `made`, pair and place."""
     fresh = learning.fresh
-    for at in range(len(made)):
+    for at in range(n_made):
         number = made[at, 0]
         if fresh[number] > 0 and learning.pair_counts[number] > 0:
             fresh[number] = -1 - new_list(learning, number)
         if fresh[number] < 0:
             append(learning, -1 - fresh[number], made[at, 1])
-    for at in range(len(made)):
+    for at in range(n_made):
         fresh[made[at, 0]] = 0
 
 
@@ -324,7 +326,7 @@ def exchange(queue: Numbers, one: int, other: int) -> None:
         queue[one, column], queue[other, column] = queue[other, column], queue[one, column]
 
 
-@kernel
+@inner_kernel
 def enqueue(queue: Numbers, used: Numbers, count: int, key: int, this: int) -> None:
     place = used[N_QUEUED]
     queue[place, COUNT], queue[place, KEY], queue[place, LIST] = count, key, this
@@ -334,7 +336,7 @@ def enqueue(queue: Numbers, used: Numbers, count: int, key: int, this: int) -> N
         place = (place - 1) >> 1
 
 
-@kernel
+@inner_kernel
 def dequeue(queue: Numbers, used: Numbers) -> None:
     """Removes the first."""
     used[N_QUEUED] -= 1
@@ -342,7 +344,7 @@ def dequeue(queue: Numbers, used: Numbers) -> None:
     sift_down(queue, used[N_QUEUED])
 
 
-@kernel
+@inner_kernel
 def sift_down(queue: Numbers, size: int) -> None:
     """Moves the first to where it belongs."""
     place = 0

@@ -55,7 +55,8 @@ def add(table: Table, data: Bytes, start: int, end: int, first: int, second: int
         key_start, length = used[N_KEYS], end - start
         if 2 * used[N_WORDS] >= len(slots) or key_start + length > len(keys):
             return False
-        keys[key_start : key_start + length] = data[start:end]
+        for place in range(length):
+            keys[key_start + place] = data[start + place]
         slots[slot, 0], slots[slot, 1], slots[slot, 2] = first, second, key_start << 32 | used[N_WORDS]
         used[N_KEYS] += length
         used[N_WORDS] += 1
@@ -135,7 +136,8 @@ def move_slots(old: Slots, new: Slots) -> None:
             place = mixed(old[slot, 0] ^ mixed(old[slot, 1])) & mask
             while new[place, 1] != 0:
                 place = (place + 1) & mask
-            new[place] = old[slot]
+            for column in range(4):
+                new[place, column] = old[slot, column]
 
 
 def with_room(table: Table, n_words: int, n_bytes: int) -> Table:

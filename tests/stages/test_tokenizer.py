@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from stages.encoding import pre_tokenizer
 from stages.entry import Job
 from stages.errors import BadInput
+from stages.pretoken_rules import GPT4, Rule, pre_tokenizer
 from stages.tokenizer.params import TokenizerParams
-from stages.tokenizer.stage import LONG, run, without_long_runs
+from stages.tokenizer.stage import run
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 from tests.stages.corpus import ONE_WORKER, Document, prose, run_stage, write_corpus
 
@@ -136,7 +136,7 @@ def test_other_impossible_params_are_refused():
 
 def test_text_is_split_as_the_stage_says():
     def pieces(text: str, max_digits: int = 3) -> list[str]:
-        return [text[start:end] for _, (start, end) in pre_tokenizer(max_digits).pre_tokenize_str(text)]
+        return [text[start:end] for _, (start, end) in pre_tokenizer(Rule(GPT4, max_digits)).pre_tokenize_str(text)]
 
     assert pieces("don't panic: 12345") == ["don", "'t", " panic", ":", " ", "123", "45"]
     assert pieces("12345", max_digits=1) == list("12345")
@@ -179,14 +179,6 @@ def test_a_run_of_hundreds_of_thousands_of_letters_does_not_stop_the_trainer(tmp
     out = train(tmp_path, PARAMS, [Document(f"d{n}", text) for n, text in enumerate(texts)])
     tokenizer = load_tokenizer(out / "tokenizer.json")
     assert all(decoded(tokenizer, text) == text for text in texts)
-
-
-def test_only_long_runs_are_cut():
-    normal = "\n".join([prose(0, 500), "=" * 79, " " * 200, "1234567890" * 300, "ab" * 400])
-    assert list(without_long_runs(normal)) == [normal]
-    parts = list(without_long_runs(f"{normal} {'é' * 10_000} {normal}"))
-    assert "".join(parts) == f"{normal} {'é' * 10_000} {normal}"
-    assert max(part.count("é") for part in parts) < 3 * LONG
 
 
 # Equal text gives equal bytes

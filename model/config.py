@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from model.pattern import expand
 
 VOCABULARY_MULTIPLE = 128
+MOST_LAYERS = 10_000  # beyond any model; a slip of the keyboard is refused before it takes all memory
 
 
 class Sizes(NamedTuple):
@@ -113,8 +114,8 @@ class ModelConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
         if not 0 <= self.logit_softcap < float("inf"):
             raise ValueError(f"logit_softcap is {self.logit_softcap}; it must be positive, or 0 for none")
-        if bool(self.init_from) != bool(self.init_sha256):
-            raise ValueError("init_from and init_sha256 belong together: a folder, and the sha256 of its weights")
+        if self.init_from and not self.init_sha256:  # a checkpoint keeps the sha256 alone
+            raise ValueError("init_from needs init_sha256, the sha256 of the folder's model.safetensors; set it")
 
     def _take_sizes(self) -> None:
         if self.preset and self.preset not in PRESETS:

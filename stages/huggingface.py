@@ -19,7 +19,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from stages.errors import BadInput
-from stages.huggingface_config import config_of
+from stages.huggingface_config import config_of, vocab_size_of
 from stages.huggingface_settings import settings_of
 from stages.huggingface_twins import ARCHITECTURES, Architecture, twin_of
 from stages.huggingface_weights import Weights, from_theirs, to_theirs
@@ -69,4 +69,4 @@ def from_huggingface(settings: Mapping[str, Any], weights: Weights) -> tuple[Mod
         BadInput: an architecture, a setting or a tensor that our decoder does not have; it is named.
     """
     config = config_of(settings)
-    return config, from_theirs(ARCHITECTURES[settings["model_type"]], config, settings["vocab_size"], weights)
+    return config, from_theirs(ARCHITECTURES[settings["model_type"]], config, vocab_size_of(settings), weights)

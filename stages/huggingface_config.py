@@ -29,6 +29,7 @@ from stages.huggingface_twins import (
     Architecture,
     fits,
 )
+from stages.huggingface_values import problem_with
 
 SCALINGS = ("default", "linear", "yarn", "llama3")
 ONE_IN = {"gemma2": 2, "olmo3": 4}  # where no key says it: of so many layers the last sees everything
@@ -51,7 +52,14 @@ class Settings:
     def __getitem__(self, key: str) -> Any:
         if key not in self:
             raise BadInput(f"config.json: {self.name(key)} is missing")
-        return self.given.get(self.name(key), self.architecture.defaults.get(key))
+        value = self.given.get(self.name(key), self.architecture.defaults.get(key))
+        if problem := problem_with(self.architecture.model_type, key, value):
+            raise BadInput(f"config.json: {self.name(key)} {problem}")
+        return value
+
+    def optional(self, key: str) -> Any:
+        """The value of a key that nothing stands for where it is absent."""
+        return self[key] if key in self.given else None
 
     def refuse(self, key: str, ours: str) -> NoReturn:
         found = repr(self[key]) if key in self else "missing"
@@ -65,7 +73,7 @@ def config_of(given: Mapping[str, Any]) -> ModelConfig:
         BadInput: it is none of ours; the key that says so is named.
     """
     model_type = given.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise BadInput(f"config.json: model_type is {model_type}; known are {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[model_type]
     settings = Settings(architecture, given)
@@ -84,6 +92,11 @@ def config_of(given: Mapping[str, Any]) -> ModelConfig:
     if not fits(architecture, config):
         raise BadInput(f"config.json: this {architecture.class_name} is not our decoder of {fields}")
     return config
+
+
+def vocab_size_of(given: Mapping[str, Any]) -> int:
+    """The rows of the embedding that a config.json, one that `config_of` reads, tells of."""
+    return Settings(ARCHITECTURES[given["model_type"]], given)["vocab_size"]
 
 
 def _sizes(settings: Settings) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def _layer_types(settings: Settings) -> list[str]:
     architecture, n_layers = settings.architecture, settings["num_hidden_layers"]
     switched_off = "use_sliding_window" in architecture.defaults and not settings["use_sliding_window"]
     window = None if architecture.windows == "none" or switched_off else settings["sliding_window"]
-    given = settings.given.get("layer_types")
+    given = settings.optional("layer_types")
     types = given or _default_layer_types(settings, window)
     if len(types) != n_layers or not set(types) <= set(LAYER_TYPES):
         settings.refuse("layer_types", f"has {' or '.join(LAYER_TYPES)} for each of {n_layers} layers")
@@ -208,7 +221,7 @@ def _default_layer_types(settings: Settings, window: int | None) -> list[str]:
 
 
 def contract(kinds: Sequence[str]) -> str:
-    """The shortest layer_pattern of these layers. Example: swa, swa, full, swa, swa is "swa*2,full"."""
+    """The shortest layer_pattern of these layers. Example: swa, swa, full, swa, swa is "swa*2+full"."""
     n = len(kinds)
     period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
     terms: list[list[Any]] = []
@@ -217,16 +230,16 @@ def contract(kinds: Sequence[str]) -> str:
             terms[-1][1] += 1
         else:
             terms.append([kind, 1])
-    return ",".join(kind if count == 1 else f"{kind}*{count}" for kind, count in terms)
+    return "+".join(kind if count == 1 else f"{kind}*{count}" for kind, count in terms)
 
 
 def _rotary_entry(settings: Settings, layer_type: str) -> dict[str, Any]:
     """What a file says of the rotary embedding of one type of layer, in the form of transformers 5."""
     architecture, given = settings.architecture, settings.given
-    scaling, parameters = given.get("rope_scaling") or {}, given.get("rope_parameters") or {}
+    scaling, parameters = settings.optional("rope_scaling") or {}, settings.optional("rope_parameters") or {}
     theta = settings["rope_theta"]
     if architecture in (GEMMA3, OLMO3):
-        entry = dict(parameters.get(layer_type) or {})
+        entry = dict(_checked(settings, parameters).get(layer_type) or {})
         if layer_type == "full_attention":
             entry.update(scaling)
         else:  # the theta of a file of transformers 4 is not read for them
@@ -239,6 +252,14 @@ def _rotary_entry(settings: Settings, layer_type: str) -> dict[str, Any]:
     if "original_max_position_embeddings" in given:  # transformers prefers it
         entry["original_max_position_embeddings"] = given["original_max_position_embeddings"]
     entry.setdefault("partial_rotary_factor", given.get("partial_rotary_factor"))
+    return _checked(settings, entry)
+
+
+def _checked(settings: Settings, entry: dict[str, Any]) -> dict[str, Any]:
+    """What stands in rope_parameters or rope_scaling, each value of the kind that its key has."""
+    for key, value in entry.items():
+        if problem := problem_with(settings.architecture.model_type, key, value):
+            raise BadInput(f"config.json: {key} of the rotary embedding {problem}")
     return entry
 
 

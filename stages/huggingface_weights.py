@@ -97,12 +97,11 @@ def from_theirs(architecture: Architecture, config: ModelConfig, vocab_size: int
         BadInput: a tensor that is missing, unknown, or of another size; it is named.
     """
     theirs = _in_memory(architecture, config, weights)
+    pieces = list(_pieces(architecture, config))
+    _check_tensors(architecture, config, vocab_size, pieces, theirs)
     if architecture.is_gemma:
         theirs = {name: tensor + 1 if _is_norm(name) else tensor for name, tensor in theirs.items()}
         _scale_embedding(theirs, config.hidden_size**0.5, config.tie_embeddings)
-    pieces = list(_pieces(architecture, config))
-    if wrong := sorted({piece.their for piece in pieces} ^ set(theirs)):
-        raise BadInput(f"model.safetensors: {wrong[0]} is missing or has no place in {architecture.class_name}")
     ours = {}
     for piece in pieces:
         joined = theirs.pop(piece.their)
@@ -110,14 +109,67 @@ def from_theirs(architecture: Architecture, config: ModelConfig, vocab_size: int
         ours.update({name: part.contiguous() for name, part in zip(piece.ours, parts, strict=True)})
     for name in ("embedding.weight", "head.weight"):
         if name in ours:
-            if len(ours[name]) != vocab_size:
-                raise BadInput(f"model.safetensors: {len(ours[name])} rows of {name} for a vocab_size of {vocab_size}")
             padded = ours[name].new_zeros(padded_vocabulary(vocab_size), config.hidden_size)
             padded[:vocab_size] = ours[name]
             ours[name] = padded
     for layer in filter(config.has_experts, range(config.n_layers)):
         ours[f"blocks.{layer}.mlp.load"] = ours["embedding.weight"].new_full((config.n_experts,), 1 / config.n_experts)
     return ours
+
+
+def _check_tensors(
+    architecture: Architecture, config: ModelConfig, vocab_size: int, pieces: Sequence[Piece], theirs: Weights
+) -> None:
+    """Every tensor is there, none besides, and each has the size that the config gives it."""
+    if wrong := sorted({piece.their for piece in pieces} ^ set(theirs)):
+        raise BadInput(f"model.safetensors: {wrong[0]} is missing or has no place in {architecture.class_name}")
+    sizes = _sizes(config, vocab_size)
+    for piece in pieces:
+        each = [_size(sizes, config, name) for name in piece.ours]
+        wanted = [*each[0]]
+        wanted[piece.axis] = sum(size[piece.axis] for size in each)
+        found = list(theirs[piece.their].shape)
+        wanted = wanted[::-1] if piece.transposed else wanted
+        if "position_embedding" in piece.ours[0]:  # as many as the file has; the params say how many are used
+            wanted[0] = max(1, *found[:1], 1)
+        if found != wanted:
+            raise BadInput(f"model.safetensors: {piece.their} is {found}; by config.json it is {wanted}")
+
+
+def _sizes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The sizes of our tensors, by their names behind the layer, but for norms of the residual stream."""
+    width, inner, expert = config.hidden_size, config.width_of_mlp, config.width_of_expert
+    heads, head, latent = config.n_heads, config.width_of_head, "mla" in config.kinds
+    nope, rope, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    queries, keys = heads * head, config.n_kv_heads * head
+    matrices = {
+        **dict.fromkeys(("embedding", "head"), (vocab_size, width)),
+        "attention.query": (queries, width),
+        **dict.fromkeys(("attention.key", "attention.value"), (keys, width)),
+        "attention.output": (width, heads * value if latent else queries),
+        "attention.query_down": (config.q_lora_rank, width),
+        "attention.query_up": (heads * (nope + rope), config.q_lora_rank or width),
+        "attention.key_value_down": (config.kv_lora_rank + rope, width),
+        "attention.key_value_up": (heads * (nope + value), config.kv_lora_rank),
+        **dict.fromkeys(("mlp.gate", "mlp.up"), (inner, width)),
+        "mlp.down": (width, inner),
+        "mlp.router": (config.n_experts, width),
+    }
+    whole = config.qk_norm_scope == "full"
+    return {
+        "position_embedding.weight": (0, width),
+        **{f"{name}.weight": size for name, size in matrices.items()},
+        **{f"{name}.bias": size[:1] for name, size in matrices.items()},
+        "attention.query_norm.weight": (config.q_lora_rank if latent else queries if whole else head,),
+        "attention.key_norm.weight": (keys if whole else head,),
+        "attention.key_value_norm.weight": (config.kv_lora_rank,),
+        **dict.fromkeys(("mlp.gate", "mlp.up"), (config.n_experts, expert, width)),
+        "mlp.down": (config.n_experts, width, expert),
+    }
+
+
+def _size(sizes: Mapping[str, tuple[int, ...]], config: ModelConfig, our_name: str) -> tuple[int, ...]:
+    return sizes.get(re.sub(r"^blocks\.\d+\.", "", our_name), (config.hidden_size,))
 
 
 def _pieces(architecture: Architecture, config: ModelConfig) -> Iterator[Piece]:
@@ -219,8 +271,10 @@ def _join_experts(theirs: Weights, block: str, n_experts: int) -> None:
         gate, up, down = ([f"{block}.{folder}.experts.{e}.{name}.weight" for e in range(n_experts)] for name in names)
         if missing := [name for name in (*gate, *up, *down) if name not in theirs]:
             raise BadInput(f"model.safetensors: {missing[0]} is missing, of {n_experts} experts")
-        both = [_stack(theirs, gate), _stack(theirs, up)]
-        theirs[f"{block}.mlp.experts.gate_up_proj"] = _library(both[0]).concatenate(both, 1)
+        both = _stack(theirs, [*gate, *up])
+        theirs[f"{block}.mlp.experts.gate_up_proj"] = _library(both).concatenate(
+            [both[:n_experts], both[n_experts:]], 1
+        )
         theirs[f"{block}.mlp.experts.down_proj"] = _stack(theirs, down)
     if (router := f"{block}.block_sparse_moe.gate.weight") in theirs:
         theirs[f"{block}.mlp.gate.weight"] = theirs.pop(router)
@@ -228,6 +282,11 @@ def _join_experts(theirs: Weights, block: str, n_experts: int) -> None:
 
 def _stack(theirs: Weights, names: Sequence[str]) -> Any:
     tensors = [theirs.pop(name) for name in names]
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.shape != tensors[0].shape:
+            raise BadInput(
+                f"model.safetensors: {name} is {list(tensor.shape)}, the first expert's {list(tensors[0].shape)}"
+            )
     return _library(tensors[0]).stack(tensors)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
+from stages.first_weights import problem_of_folder
 from stages.params import ParamsFile
 
 Problem = tuple[list[str], str]
@@ -58,12 +58,12 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def initial_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """The folder of `init_from` is there; what it holds is compared by train."""
-    folder = Path(sections["model"].init_from).expanduser()
-    for name in ("config.json", "model.safetensors") if sections["model"].init_from else ():
-        if not (folder / name).is_file():
-            yield ["model", "init_from"], f"{folder / name} is not there; it names a Hugging Face folder"
-            return
+    """The folder of `init_from` is whole, of this architecture, and the one that `init_sha256` means."""
+    model = sections["model"]
+    if model.init_sha256 and not model.init_from:
+        yield ["model", "init_sha256"], "belongs to init_from; name the folder of these weights there, or set it to ''"
+    if model.init_from and (found := problem_of_folder(model)):
+        yield ["model", found[0]], found[1]
 
 
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from model.config import ModelConfig
 from stages.code.imports import Project
 from stages.params import ParamsFile
+from stages.portable import followed, left_behind
 
 BUILDER = "model.parts"  # whoever reaches it builds decoders
 
@@ -16,7 +17,7 @@ def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> li
     """The modules of all parts that are named by module.
 
     Raises:
-        BadInput: a file or a class in it is not there.
+        BadInput: a file or a class in it is not there, or could not go with an export.
     """
     modules = []
     keys = {"norm": (config.norm,), "mlp": (config.mlp,), "layer_pattern": config.kinds}
@@ -31,8 +32,31 @@ def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> li
             raise params.fail(
                 ["model", key], f"{part}: {path} has no class {name}; it has {', '.join(classes) or 'none'}"
             )
+        if problem := next(stays_behind(project, module), None):
+            raise params.fail(["model", key], f"{part}: {problem}")
         modules.append(module)
     return modules
+
+
+def stays_behind(project: Project, start: str) -> Iterator[str]:
+    """The imports, in the file of a part and in those that it imports, that an export could not take along."""
+
+    def is_ours(package: str) -> bool:
+        return (project.root / package).is_dir() or (project.root / f"{package}.py").exists()
+
+    for module in project.reachable(start, frozenset()):
+        if not module.startswith("model."):
+            continue
+        path, tree = project.files[module], project.tree(module)
+        place = path.relative_to(project.root).as_posix()
+        for line, text in left_behind(tree, path.read_bytes(), is_ours):
+            yield (
+                f"{place}:{line}: `{text}` cannot go with an export, which holds files of model/ alone; "
+                "write `from model.FILE import NAME` on a line of its own"
+            )
+        for node in ast.walk(tree):
+            if (name := followed(node)) and f"model.{name}" not in project.files:
+                yield f"{place}:{node.lineno}: there is no model/{name}.py"  # type: ignore[attr-defined]
 
 
 def reachable(project: Project, start: str, without: frozenset[str], own: Iterable[str]) -> list[str]:

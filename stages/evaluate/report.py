@@ -51,8 +51,6 @@ def page(
         f"<pre><b>{escape(s['prompt'])}</b>{escape(s['continuation'])}{'' if s['finished'] else ' …'}</pre>"
         for s in samples
     )
-    columns = list(heads[0])
-    table = [columns, *([_number(head[name]) for name in columns] for head in heads)]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Evaluation</title><style>{STYLE}</style></head><body>
@@ -66,12 +64,20 @@ def page(
 <h2>Where the loss is</h2><div class="charts">{figures}</div>
 <h2>Samples</h2><p>The prompt stands out; the first text starts from nothing.</p>{texts}
 <h2>Attention heads</h2>
-<p>Means over queries of test text: entropy in nats, distance in tokens, the rest probabilities: on the
-first position of the document's segment, on the token before, on what came after an earlier occurrence
-of the current token, and on that earlier occurrence.</p>
-{_table(table)}
+{_heads(heads)}
 </body></html>
 """
+
+
+def _heads(heads: list[dict]) -> str:
+    """A row per head; an attention of one's own need not show its probabilities, and then has none."""
+    if not heads:
+        return "<p>No layer shows its probabilities: the attention of all of them is a class of one's own without.</p>"
+    columns = list(heads[0])
+    return f"""<p>Means over queries of test text: entropy in nats, distance in tokens, the rest probabilities: on the
+first position of the document's segment, on the token before, on what came after an earlier occurrence
+of the current token, and on that earlier occurrence.</p>
+{_table([columns, *([_number(head[name]) for name in columns] for head in heads)])}"""
 
 
 def _number(value: object) -> str:

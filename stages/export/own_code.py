@@ -7,26 +7,24 @@ transformers does have go there under their own names instead (stages/huggingfac
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import model
 from model.config import ModelConfig
-from stages.errors import BadInput
+from stages.portable import followed, left_behind, relative
 
 SOURCE = "stages.export.modeling_millrace"  # its full name, so that the fingerprint of the stage holds it
 MODELING = SOURCE.rpartition(".")[2]
 CLASS_NAME = "MillraceForCausalLM"
-OTHER_FORMS = re.compile(r"^\s*(import model\b|from model import|from \.\s*import).*", re.MULTILINE)
-ABSOLUTE = re.compile(r"^(\s*)from model\.(\w+) import", re.MULTILINE)
 
 
 def write_code(folder: Path, config: ModelConfig) -> None:
     """modeling_millrace.py and, beside it, every module of `model` that the decoder reaches."""
-    text = relative(Path(__file__).with_name(f"{MODELING}.py").read_text(encoding="utf-8"))
+    text = carried(Path(__file__).with_name(f"{MODELING}.py").read_text(encoding="utf-8"))
     for module, name in sorted(
         part.rsplit(".", 1) for part in config.own_parts
     ):  # transformers copies what is imported
@@ -34,23 +32,19 @@ def write_code(folder: Path, config: ModelConfig) -> None:
     pending, written = [text], set()
     (folder / f"{MODELING}.py").write_text(text, encoding="utf-8")
     while pending:
-        for name in re.findall(r"^\s*from \.(\w+) import", pending.pop(), re.MULTILINE):
+        for name in filter(None, map(followed, ast.walk(ast.parse(pending.pop())))):
             if name not in written:
                 written.add(name)
-                code = relative((Path(model.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+                code = carried((Path(model.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
                 (folder / f"{name}.py").write_text(code, encoding="utf-8")
                 pending.append(code)
 
 
-def relative(code: str) -> str:
-    """The code with its imports of `model` made relative.
-
-    Raises:
-        BadInput: an import that could not be followed into the export.
-    """
-    if found := OTHER_FORMS.search(code):
-        raise BadInput(f"model: {found[0].strip()!r} cannot go with an export; write `from model.FILE import NAME`")
-    return ABSOLUTE.sub(r"\1from .\2 import", code)
+def carried(code: str) -> str:
+    """The code with its imports of `model` made relative. That all of them can be is checked by the stage `code`."""
+    wrong = list(left_behind(ast.parse(code), code.encode(), lambda name: name in ("model", "stages")))
+    assert not wrong, f"line {wrong[0][0]}: {wrong[0][1]}: cannot go with an export"
+    return relative(code)
 
 
 def own_settings(

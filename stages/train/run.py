@@ -72,13 +72,13 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
-        "model": plain(model_config),
+        "model": described(model_config),
         "vocab_size": train_rows.vocab_size,
         "context_length": train_rows.context_length,
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
-    model = new_model(model_config, params, train_rows, job.execution, ranks)
+    model = new_model(model_config, params, train_rows, job, ranks)
     optimizers = Optimizers(model, params)
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity)
@@ -104,7 +104,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     )  # fmt: skip
 
 
-def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, execution: Execution, ranks: Ranks) -> Decoder:
+def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, job: Job, ranks: Ranks) -> Decoder:
     """The decoder with its first weights, drawn or read from `init_from`, on the device.
 
     Raises:
@@ -112,11 +112,11 @@ def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, executi
     """
     model = Decoder(config, rows.vocab_size, rows.context_length)
     if config.init_from:
-        load_initial_weights(model, rows.vocab_size)
+        load_initial_weights(model, job.root, rows.index["tokenizer_sha256"])
     else:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)
-    model.attention_backend = execution.attention_backend
+    model.attention_backend = job.execution.attention_backend
     try:
         with autocast(ranks.device, params.precision):
             model.context(
@@ -128,10 +128,18 @@ def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, executi
     return model
 
 
+def described(config: ModelConfig) -> dict[str, Any]:
+    """The architecture as later stages read it: without the path of first weights, which their sha256 identifies."""
+    return {key: value for key, value in plain(config).items() if key != "init_from"}
+
+
 def run_key(job: Job) -> str:
     """Names the run in MLflow and in checkpoints, equally for equal work: params and data, and no path."""
     indices = [(job.root / "data" / "pack" / name / "index.json").read_text() for name in ("train", "validation")]
-    sections = {name: plain(section) for name, section in sorted(job.sections.items())}
+    sections = {
+        name: described(section) if isinstance(section, ModelConfig) else plain(section)
+        for name, section in sorted(job.sections.items())
+    }
     fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
     code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
     return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]

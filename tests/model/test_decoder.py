@@ -104,12 +104,17 @@ def test_with_qk_norm_the_size_of_the_query_weights_does_not_matter(scope):
     torch.testing.assert_close(model(row), before, atol=1e-3, rtol=1e-3)
 
 
-def test_in_the_hybrid_placement_every_branch_has_rms_one():
+@pytest.mark.parametrize("silent", ["attention_post_norm", "mlp_post_norm"])
+def test_in_the_hybrid_placement_every_branch_has_rms_one(silent):
+    """What a block adds to x is one branch where the gain of the other is zero."""
     model = decoder(post_norm=True)
-    for block in model.blocks:
-        torch.nn.init.ones_(block.attention_post_norm.weight)
-    branch = model.blocks[0].attention_post_norm(torch.randn(3, 24) * 50)
-    torch.testing.assert_close(branch.pow(2).mean(-1).sqrt(), torch.ones(3), atol=1e-4, rtol=0)
+    block = model.blocks[0]
+    for norm in (block.attention_post_norm, block.mlp_post_norm):
+        torch.nn.init.ones_(norm.weight)
+    torch.nn.init.zeros_(getattr(block, silent).weight)
+    x = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(2)) * 50
+    added = block(x, model.context(tokens(1, 9)))[0] - x
+    torch.testing.assert_close(added.pow(2).mean(-1).sqrt(), torch.ones(1, 9), atol=1e-3, rtol=0)
 
 
 @settings(max_examples=10, deadline=None)
@@ -249,7 +254,7 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_never_appear():
         ({"rope_theta": 1.0}, "must be more than 1"),
         ({"post_norm": True, "residual_init": "zero"}, "blows its gradient up"),
         ({"dropout": 1.0}, "less than 1"),
-        ({"init_from": "x"}, "belong together"),
+        ({"init_from": "x"}, "init_from needs init_sha256"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
     ],
 )

@@ -1,8 +1,10 @@
 """The stage as a whole, on a small workspace: what it writes, that it is right, and equal for equal inputs."""
 
+import dataclasses
 import hashlib
 import json
 import math
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import model
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.checkpoint import save_checkpoint
@@ -60,20 +63,27 @@ def write_rows(folder: Path, documents: list[list[int]], vocab_size: int, tokeni
     (folder / "index.json").write_text(json.dumps({**index, "tokenizer_sha256": tokenizer_sha256}))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("workspace")
+def write_workspace(root: Path, config: ModelConfig) -> None:
+    """Packed text, and a checkpoint of a model to which every token is alike."""
     path = root / "data/tokenizer/tokenizer.json"
     tokenizer = write_tokenizer(path)
     vocab_size, digest = tokenizer.get_vocab_size(), file_sha256(path)
     for split, texts in (("train", TRAIN), ("test", TEST)):
         write_rows(root / "data/pack" / split, [e.ids for e in tokenizer.encode_batch(texts)], vocab_size, digest)
-    config = ModelConfig(n_layers=1, hidden_size=16, n_heads=2, n_kv_heads=1)
-    model = Decoder(config, vocab_size)
-    torch.nn.init.zeros_(model.embedding.weight)  # every token alike: the loss is ln V
+    decoder = Decoder(config, vocab_size)
+    torch.nn.init.zeros_(decoder.embedding.weight)  # every token alike: the loss is ln V
     state = {"run": "0" * 16, "step": 3, "tokens": 96, "seed": 5, "rows_per_step": 20}
     described = {"model": plain(config), "vocab_size": vocab_size, "context_length": T, "tokenizer_sha256": digest}
-    save_checkpoint(root / "data/train/best", model.state_dict(), {}, described, state)
+    save_checkpoint(root / "data/train/best", decoder.state_dict(), {}, described, state)
+
+
+SMALL = ModelConfig(n_layers=1, hidden_size=16, n_heads=2, n_kv_heads=1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("workspace")
+    write_workspace(root, SMALL)
     return root
 
 
@@ -192,3 +202,28 @@ def test_text_of_another_tokenizer_is_refused(root):
 def test_defaults_are_those_of_params_yaml():
     params = ParamsFile(Path(__file__).parents[2] / "params.yaml")
     assert params.section("evaluate", EvaluateParams) == EvaluateParams()
+
+
+OWN_ATTENTION = """
+from torch import nn
+
+class Itself(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x_BTC, context):
+        return self.output(x_BTC)
+"""
+
+
+def test_where_no_layer_shows_its_probabilities_the_report_says_so(tmp_path, monkeypatch) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/itself.py").write_text(OWN_ATTENTION)
+    monkeypatch.setattr(model, "__path__", [*model.__path__, str(tmp_path / "code")])
+    monkeypatch.delitem(sys.modules, "model.itself", raising=False)
+    write_workspace(tmp_path, dataclasses.replace(SMALL, n_layers=2, layer_pattern="model.itself.Itself"))
+    out = evaluate(tmp_path)
+    monkeypatch.delitem(sys.modules, "model.itself")
+    assert json.loads((out / "attention.json").read_text()) == []
+    assert "<p>No layer shows its probabilities" in (out / "report.html").read_text()

@@ -1,22 +1,22 @@
 """Training holds its promises for every kind of model: ranks, micro-batches, interruption, first weights."""
 
 import dataclasses
+import json
 import math
 import re
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from model.config import ModelConfig
-from model.decoder import Decoder
-from stages.entry import Job, file_sha256, write_json
+from stages.checkpoint import load_model
+from stages.entry import Job
 from stages.errors import BadInput, Stopped
 from stages.execution import Execution
-from stages.huggingface import to_huggingface
 from stages.train import hooks, stage
-from tests.stages.conftest import CONTEXT, VOCABULARY
+from tests.stages.conftest import VOCABULARY
+from tests.stages.test_first_weights import drawn, export_folder
 from tests.stages.test_train import EXECUTION, MODEL, TRAIN, losses, weights
 
 KINDS = {
@@ -86,43 +86,36 @@ def test_the_loss_that_is_logged_is_cross_entropy_alone(packed):
     assert losses(train_model(packed, model, z_loss=10.0))[0] == pytest.approx(math.log(VOCABULARY), abs=0.15)
 
 
-def export_folder(folder, config: ModelConfig) -> str:
-    """A Hugging Face folder with random weights; the sha256 of them."""
-    folder.mkdir()
-    decoder = Decoder(config, VOCABULARY, CONTEXT)
-    decoder.initialise(torch.Generator().manual_seed(5))
-    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-    settings, tensors = to_huggingface(decoder.state_dict(), config, VOCABULARY, CONTEXT, tokens)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    write_json(folder / "config.json", settings)
-    return file_sha256(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("kind", ["plain", "gpt2"])
-def test_training_starts_from_a_hugging_face_folder(packed, tmp_path, kind):
-    config = dataclasses.replace(MODEL, **({**KINDS["gpt2"], "n_kv_heads": 4} if kind == "gpt2" else {}))
-    sha256 = export_folder(tmp_path / "theirs", config)
-    first = losses(train_model(packed, config))
-    trace = losses(
-        train_model(packed, dataclasses.replace(config, init_from=str(tmp_path / "theirs"), init_sha256=sha256))
-    )
-    assert trace[0] != first[0]
-    expected = Decoder(config, VOCABULARY, CONTEXT)
-    expected.initialise(torch.Generator().manual_seed(5))
-    seeded = losses(train_model(packed, config, seed=5))
-    # The seed draws the same weights as the folder holds, but another order of rows.
-    assert trace[0] == pytest.approx(seeded[0], abs=0.1)
+@pytest.mark.parametrize("own", [False, True], ids=["of transformers", "of our own code"])
+def test_training_starts_from_a_folder_wherever_it_lies(packed, tmp_path, own):
+    """At a rate of nothing, what is published is what was in the folder; and no byte tells where that was."""
+    config = dataclasses.replace(MODEL, **(KINDS["hybrid"] if own else {}))
+    decoder = drawn(config)
+    outputs = []
+    for name in ("here", "there"):
+        root = tmp_path / name
+        (root / "data").mkdir(parents=True)
+        (root / "data/pack").symlink_to(packed / "data/pack")
+        start = export_folder(root / "theirs", decoder, own)
+        outputs.append(train_model(root, start, max_steps=3, lr=1e-30, muon_lr=1e-30, weight_decay=0.0))
+    found, wanted = weights(outputs[0]), decoder.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name][:VOCABULARY], tensor[:VOCABULARY], msg=name)
+    for folder in ("best", "last"):
+        files = sorted(path.name for path in (outputs[0] / folder).iterdir())
+        assert [(outputs[0] / folder / n).read_bytes() for n in files] == [
+            (outputs[1] / folder / n).read_bytes() for n in files
+        ]
+    described = json.loads((outputs[0] / "best/config.json").read_text())["model"]
+    assert "init_from" not in described and described["init_sha256"] == start.init_sha256
+    assert load_model(outputs[0] / "best").config.init_sha256 == start.init_sha256
 
 
 def test_a_folder_that_is_not_what_the_params_say_is_refused(packed, tmp_path):
-    sha256 = export_folder(tmp_path / "theirs", MODEL)
-    start = {"init_from": str(tmp_path / "theirs"), "init_sha256": sha256}
+    start = export_folder(tmp_path / "theirs", drawn(MODEL))
     with pytest.raises(BadInput, match=re.escape("another architecture; set model.n_layers=2")):
-        train_model(packed, dataclasses.replace(MODEL, n_layers=3, **start))
-    with pytest.raises(BadInput, match=f"has sha256 {sha256}, not abc"):
-        train_model(packed, dataclasses.replace(MODEL, init_from=start["init_from"], init_sha256="abc"))
-    with pytest.raises(BadInput, match="has no config.json"):
-        train_model(packed, dataclasses.replace(MODEL, init_from="/nowhere", init_sha256="abc"))
+        train_model(packed, dataclasses.replace(start, n_layers=3))
 
 
 def test_a_backend_that_cannot_is_refused_before_training(packed):

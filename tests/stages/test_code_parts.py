@@ -1,0 +1,119 @@
+"""Parts of one's own are judged by the stage `code`, before any work: what they import, and how they are made."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model.config import ModelConfig
+from stages.code.imports import Project
+from stages.code.parts import own_modules
+from stages.errors import BadInput
+from stages.params import ParamsFile
+from stages.portable import relative
+
+ROOT = Path(__file__).parents[2]
+PART = """
+from torch import nn
+
+class Part(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+"""
+
+
+@pytest.fixture(scope="module")
+def project_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    for name in ("model", "stages"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "pipeline").mkdir()
+    (root / "model/sub").mkdir()
+    (root / "model/sub/__init__.py").touch()
+    (root / "model/sub/x.py").write_text("y = 1\n")
+    (root / "model/helper.py").write_text("import math\n")
+    shutil.copy(ROOT / "params.yaml", root)
+    return root
+
+
+def judged(root: Path, code: str, **changes: str) -> list[str]:
+    """The modules of a model with model/mine.py and, by default, its attention Part."""
+    (root / "model/mine.py").write_text(code)
+    config = ModelConfig(**(changes or {"layer_pattern": "model.mine.Part"}))
+    return own_modules(ParamsFile(root / "params.yaml"), Project(root), config)
+
+
+def refusal(root: Path, code: str, **changes: str) -> str:
+    with pytest.raises(BadInput) as error:
+        judged(root, code, **changes)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from model.norm import RMSNorm",
+        "from .norm import RMSNorm",
+        "from model.norm import (\n    RMSNorm,\n    DyT as Other,\n)",
+        "def later():\n    from model.norm import RMSNorm",
+        "import math, torch.nn.functional as F",
+        "from collections import abc",
+        "import numpy",
+        '"""An example:\n\nimport model\nfrom model import norm\nfrom stages.entry import main\n"""',
+        "from model.helper import math",
+    ],
+)
+def test_what_an_export_can_take_along_is_fine(project_root: Path, statement: str) -> None:
+    assert judged(project_root, f"{statement}\n{PART}") == ["model.mine"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import model",
+        "import model.norm",
+        "import math, model.norm",
+        "from model import norm",
+        "from model.sub.x import y",
+        "from . import norm",
+        "from .sub.x import y",
+        "from .. import model",
+        "import stages.entry",
+        "from stages.entry import file_sha256",
+        "from pipeline import graph",
+        "importlib.import_module('model.norm')",
+        "if x:\n    import stages.entry",
+        "if x: from model.norm import RMSNorm",
+    ],
+)
+def test_an_import_that_an_export_could_not_follow_is_refused_with_its_line(project_root: Path, statement: str) -> None:
+    line = 1 + statement.count("\n")
+    text = statement.rpartition("\n")[2].strip().removeprefix("if x: ")
+    message = refusal(project_root, f"{statement}\n{PART}")
+    assert message.startswith("params.yaml:") and "model.layer_pattern: model.mine.Part: " in message
+    assert f"model/mine.py:{line}: `{text}` cannot go with an export" in message
+    assert message.endswith("write `from model.FILE import NAME` on a line of its own") and "\n" not in message
+
+
+def test_so_is_one_in_a_file_that_the_part_imports(project_root: Path) -> None:
+    helper = project_root / "model/helper.py"
+    helper.write_text("import math\nfrom stages import entry\n")
+    try:
+        assert "model/helper.py:2: `from stages import entry`" in refusal(
+            project_root, f"from model.helper import entry\n{PART}"
+        )
+    finally:
+        helper.write_text("import math\n")
+
+
+def test_a_file_that_is_not_there_is_named(project_root: Path) -> None:
+    assert "model/mine.py:1: there is no model/nowhere.py" in refusal(
+        project_root, f"from model.nowhere import f\n{PART}"
+    )
+
+
+def test_imports_become_relative_and_text_stays() -> None:
+    code = '"""Like:\n\nfrom model.norm import é\n"""\nfrom model.norm import (\n    DyT,\n)\nx = "from model."\n'
+    assert relative(code) == code.replace('"""\nfrom model.norm', '"""\nfrom .norm')

@@ -1,0 +1,282 @@
+"""`model.init_from`: what fits is taken tensor by tensor, what does not is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from stages.code.combinations import initial_weights
+from stages.entry import file_sha256, write_json
+from stages.errors import BadInput
+from stages.export.own_code import own_settings, own_weights
+from stages.first_weights import differences
+from stages.huggingface import to_huggingface
+from stages.train.initial import load_initial_weights
+
+VOCABULARY, CONTEXT = 61, 16
+TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+PLAIN = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
+GPT2 = dataclasses.replace(
+    PLAIN, n_kv_heads=4, norm="layernorm", positions="learned", mlp="gelu", bias=True, qk_norm=False
+)
+LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+HYBRID = dataclasses.replace(PLAIN, n_layers=3, layer_pattern="swa*2+mla", window=5, **LATENT)
+EXPERTS = dataclasses.replace(PLAIN, n_experts=4, n_shared_experts=1, expert_size=16, norm="dyt")
+GEMMA = dataclasses.replace(PLAIN, post_norm=True)
+
+
+def drawn(config: ModelConfig, vocab_size: int = VOCABULARY, seed: int = 5) -> Decoder:
+    """A decoder in which every tensor, gains and biases included, is its own."""
+    decoder, generator = Decoder(config, vocab_size, CONTEXT), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in decoder.state_dict().values():
+            tensor.normal_(0.5, 0.2, generator=generator)
+    return decoder
+
+
+def export_folder(folder: Path, decoder: Decoder, own: bool = False) -> ModelConfig:
+    """Writes it as transformers reads it; the config that starts from there."""
+    folder.mkdir()
+    sizes = decoder.vocab_size, CONTEXT
+    if own:
+        settings = own_settings(decoder.config, *sizes, TOKENS)
+        tensors = own_weights(decoder.state_dict())
+    else:
+        settings, tensors = to_huggingface(decoder.state_dict(), decoder.config, *sizes, TOKENS)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    write_json(folder / "config.json", settings)
+    return started(decoder.config, folder)
+
+
+def started(config: ModelConfig, folder: Path) -> ModelConfig:
+    return dataclasses.replace(config, init_from=str(folder), init_sha256=file_sha256(folder / "model.safetensors"))
+
+
+def load(config: ModelConfig, root: Path, tokenizer_sha256: str = "0" * 64) -> dict[str, torch.Tensor]:
+    decoder = Decoder(config, VOCABULARY, CONTEXT)
+    load_initial_weights(decoder, root, tokenizer_sha256)
+    return decoder.state_dict()
+
+
+def problem_in_code(config: ModelConfig) -> str:
+    """What the stage `code` says, with the key; empty if it finds nothing."""
+    return "".join(f"{'.'.join(keys)}: {problem}" for keys, problem in initial_weights({"model": config}))
+
+
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [(PLAIN, False), (GPT2, False), (GEMMA, False), (HYBRID, True), (EXPERTS, True), (PLAIN, True)],
+    ids=["qwen3", "gpt2", "gemma3", "own hybrid", "own experts", "own plain"],
+)
+def test_every_tensor_is_that_of_the_folder(tmp_path: Path, config: ModelConfig, own: bool) -> None:
+    decoder = drawn(config)
+    start = export_folder(tmp_path / "theirs", decoder, own)
+    assert problem_in_code(start) == ""
+    loaded, wanted = load(start, tmp_path), decoder.state_dict()
+    assert loaded.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        n = VOCABULARY if name in ("embedding.weight", "head.weight") else len(tensor)
+        torch.testing.assert_close(loaded[name][:n], tensor[:n], msg=name)
+        assert not loaded[name][n:].any()
+
+
+def write_tokenizer(path: Path, merges: list[Any], shift: int = 0) -> str:
+    vocabulary = {f"t{i}": i + (shift if i > 40 else 0) for i in range(2, VOCABULARY)}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    special = [{"id": 0, "content": "<|endoftext|>"}, {"id": 1, "content": "<|pad|>"}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"model": model, "added_tokens": special})
+    return file_sha256(path)
+
+
+def test_rows_beyond_the_tokenizer_are_padding_where_the_tokenizer_is_the_same(tmp_path: Path) -> None:
+    """As Qwen3's: 151,936 rows for 151,669 ids. Also where merges are written in the older way, as one text."""
+    decoder = drawn(PLAIN, 64)
+    start = export_folder(tmp_path / "theirs", decoder)
+    with pytest.raises(BadInput, match="config.json: a vocabulary of 64, the packed data have one of 61; name"):
+        load(start, tmp_path)
+    sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [["a", "b"], ["c", "d"]])
+    write_tokenizer(tmp_path / "theirs/tokenizer.json", ["a b", "c d"])
+    loaded = load(start, tmp_path, sha256)["embedding.weight"]
+    assert torch.equal(loaded[:VOCABULARY], decoder.embedding.weight[:VOCABULARY])
+    assert not loaded[VOCABULARY:].any()
+    with pytest.raises(BadInput, match="data/tokenizer/tokenizer.json is not the one of the packed data; run"):
+        load(start, tmp_path, "0" * 64)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused_with_its_tokenizer_beside(tmp_path: Path) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN, 60))
+    sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [])
+    write_tokenizer(tmp_path / "theirs/tokenizer.json", [])
+    with pytest.raises(BadInput, match="config.json: a vocabulary of 60, the packed data have one of 61"):
+        load(start, tmp_path, sha256)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"merges": [["a", "b"], ["d", "c"]]}, "merge 1 is 'd c' there and 'c d' in"),
+        ({"merges": [["a", "b"]]}, "1 merges there and 2 in"),
+        ({"merges": [["a", "b"], ["c", "d"]], "shift": 3}, "token 't41' has 44 there and 41 in"),
+    ],
+)
+def test_another_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [["a", "b"], ["c", "d"]])
+    write_tokenizer(tmp_path / "theirs/tokenizer.json", **change)
+    with pytest.raises(BadInput, match=f"params.yaml: model.init_from: .*theirs: tokenizer.json: .*: {problem}"):
+        load(start, tmp_path, sha256)
+
+
+def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [])
+    for content in ("{", '{"model": 3}', "[]"):
+        (tmp_path / "theirs/tokenizer.json").write_text(content)
+        with pytest.raises(BadInput, match=r"model.init_from: .*theirs: tokenizer.json: "):
+            load(start, tmp_path, sha256)
+
+
+def set_keys(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, **values}))
+
+    return change
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors")
+
+    return rewrite
+
+
+OWN_NORM = "decoder.final_norm.weight"
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (write("config.json", b"{"), "config.json: not valid JSON"),
+        (write("config.json", b"\xff\xfe{"), "config.json: byte 0 is not UTF-8; download or export it again"),
+        (write("config.json", b"[1]"), "config.json: holds no object"),
+        (set_keys(model_type="bloom"), "config.json: model_type is bloom; known are llama"),
+        (set_keys(hidden_size=None), "config.json: hidden_size is null; it must be an integer of at least 1"),
+        (set_keys(num_attention_heads=0), "config.json: num_attention_heads is 0; it must be"),
+        (set_keys(hidden_size="64"), "config.json: hidden_size is '64'; it must be"),
+        (set_keys(num_hidden_layers=10**9), "config.json: num_hidden_layers is 1000000000; it must be"),
+        (set_keys(layer_types=3), "config.json: layer_types is 3; it must be a list of texts"),
+        (set_keys(rope_parameters=[1]), r"config.json: rope_parameters is \[1\]; it must be an object"),
+        (set_keys(vocab_size="61"), "config.json: vocab_size is '61'"),
+        (set_keys(num_hidden_layers=3, layer_types=["full_attention"] * 3), "architecture; set model.n_layers=3"),
+        (write("model.safetensors", b""), "model.safetensors: is cut off or no file of safetensors"),
+        (write("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"), "model.safetensors: holds no tensor"),
+        (write("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"), "model.safetensors: its header is damaged"),
+        (cut, r"model.safetensors: has [\d,]+ bytes of [\d,]+; download"),
+        (tensors(lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})), f"model.safetensors: {QUERY} is I8; weights"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_refused_by_the_stage_code_in_one_line(
+    tmp_path: Path, damage: Callable[[Path], None], problem: str
+) -> None:
+    export_folder(tmp_path / "theirs", drawn(PLAIN))
+    damage(tmp_path / "theirs")
+    start = started(PLAIN, tmp_path / "theirs")
+    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: {tmp_path}/theirs.*{problem}") as error:
+        load(start, tmp_path)
+    assert "\n" not in str(error.value)
+    assert problem_in_code(start) == str(error.value).removeprefix("params.yaml: ")
+
+
+def test_other_weights_than_those_meant_are_refused_by_the_stage_code(tmp_path: Path) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    found = problem_in_code(dataclasses.replace(start, init_sha256="abc"))
+    assert found.startswith("model.init_sha256: ") and f"has sha256 {start.init_sha256}, not abc" in found
+    shutil.rmtree(tmp_path / "theirs")
+    assert "config.json is not there" in problem_in_code(start)
+    assert problem_in_code(dataclasses.replace(PLAIN, init_sha256="abc")).startswith("model.init_sha256: belongs to")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda t: t.update({QUERY: t[QUERY][:, :-1].contiguous()}), rf"{QUERY} is \[32, 31\]; by config.json it is"),
+        (lambda t: t.update({QUERY: t[QUERY] * float("nan")}), f"{QUERY} holds values that are not finite"),
+        (lambda t: t.pop(QUERY), f"{QUERY} is missing"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"model.norm.weight is \[3\]; by config.json it is"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(())}), r"model.norm.weight is \[\]; by config.json"),
+    ],
+)
+@pytest.mark.parametrize("config", [PLAIN, GEMMA], ids=["qwen3", "gemma3"])
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, config: ModelConfig, damage: Any, problem: str) -> None:
+    export_folder(tmp_path / "theirs", drawn(config))
+    tensors(damage)(tmp_path / "theirs")
+    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: .*theirs: model.safetensors: {problem}"):
+        load(started(config, tmp_path / "theirs"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (set_keys(model=3), "config.json: model holds no object"),
+        (set_keys(model={"n_layers": "two"}), "config.json: model.n_layers: Input should be a valid integer"),
+        (set_keys(model={"n_layer": 2}), "config.json: model.n_layer: Extra inputs are not permitted"),
+        (set_keys(model={"n_layers": 5}), "is another architecture; set model.n_layers=5"),
+        (set_keys(context_length="x"), "config.json: context_length is 'x'"),
+        (tensors(lambda t: t.pop(OWN_NORM)), f"{OWN_NORM} is missing"),
+        (tensors(lambda t: t.update({OWN_NORM: torch.ones(3)})), rf"{OWN_NORM} is \[3\]; by config.json it is \[32\]"),
+    ],
+)  # fmt: skip
+def test_a_damaged_export_of_our_own_is_refused(tmp_path: Path, damage: Callable[[Path], None], problem: str) -> None:
+    export_folder(tmp_path / "theirs", drawn(HYBRID), own=True)
+    damage(tmp_path / "theirs")
+    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: {tmp_path}/theirs.*{problem}"):
+        load(started(HYBRID, tmp_path / "theirs"), tmp_path)
+
+
+def test_fewer_learned_positions_than_the_rows_are_long_are_refused(tmp_path: Path) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(GPT2))
+    decoder = Decoder(start, VOCABULARY, CONTEXT + 1)
+    with pytest.raises(BadInput, match="16 learned positions; set pack.context_length, which is 17, to at most that"):
+        load_initial_weights(decoder, tmp_path, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "lines"),
+    [
+        ({"n_layers": 2}, {"n_layers": 3}, ["model.n_layers=3"]),
+        ({"layer_pattern": "full,full"}, {"layer_pattern": "full"}, []),
+        ({"layer_pattern": "swa,full"}, {"n_layers": 4, "layer_pattern": "swa,full"}, ["model.n_layers=4"]),
+        (
+            {"n_layers": 4, "layer_pattern": "swa*3+full"},
+            {"n_layers": 3, "layer_pattern": "swa*2+full"},
+            ["model.n_layers=3", "model.layer_pattern=swa*2+full"],
+        ),
+        ({"mlp": "geglu"}, {"mlp": "swiglu"}, ["model.mlp=swiglu"]),
+    ],
+)  # fmt: skip
+def test_the_lines_to_set_hold_what_differs_and_no_comma(ours: dict, theirs: dict, lines: list[str]) -> None:
+    assert differences(dataclasses.replace(PLAIN, **ours), dataclasses.replace(PLAIN, **theirs)) == lines

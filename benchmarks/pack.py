@@ -194,7 +194,8 @@ def batches_of(lengths: np.ndarray) -> list[np.ndarray]:
 
 def report(results: list[Result]) -> str:
     lines = [
-        "| method | T | plan, documents/s | rows written, documents/s | needless cuts | padding | least padding | tokens lost | rows |",
+        "| method | T | plan, documents/s | rows written, documents/s | needless cuts | padding | least padding "
+        "| tokens lost | rows |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in results:

@@ -6,7 +6,8 @@ Every reader yields (row, text), rows from 1. What cannot be read raises `BadInp
     inputs/b.jsonl.gz: truncated or damaged gzip after 65536 bytes of text; copy the file again
     inputs/c.jsonl: row 17: no column 'text'; it has content, url; set download.text_column
 
-A missing value (null) is an empty text, which the rules of `clean` then count and drop.
+A missing value (null) is an empty text, which the rules of `clean` then count and drop. A document longer
+than `limit` bytes is refused before it is in memory twice; 0 is no limit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NumberedText = tuple[int, str]
+Report = Callable[[BadInput], None]
+"""Takes what is wrong with a row, so that reading can go on with the next."""
 
 
 def decompressed(path: Path, compression: str) -> Iterator[bytes]:
@@ -47,6 +50,28 @@ def decompressed(path: Path, compression: str) -> Iterator[bytes]:
         raise BadInput(
             f"{path}: truncated or damaged {name} after {total} bytes of text; copy the file again"
         ) from None
+
+
+def byte_range(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """The bytes of a plain file from `begin` to before `end`, in chunks."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        while begin < end and (chunk := file.read(min(CHUNK_BYTES, end - begin))):
+            begin += len(chunk)
+            yield chunk
+
+
+def line_cuts(path: Path, step: int) -> list[tuple[int, int]]:
+    """Where a plain file can be cut into pieces of whole lines, about `step` bytes each: (byte, lines before it)."""
+    cuts: list[tuple[int, int]] = []
+    place = n_lines = 0
+    wanted = step
+    for chunk in _chunks(path, is_gzip=False):
+        while place + len(chunk) > wanted and (end := chunk.find(b"\n", max(0, wanted - place))) >= 0:
+            cuts.append((place + end + 1, n_lines + chunk.count(b"\n", 0, end + 1)))
+            wanted = place + end + 1 + step
+        place, n_lines = place + len(chunk), n_lines + chunk.count(b"\n")
+    return [cut for cut in cuts if cut[0] < place]
 
 
 def _chunks(path: Path, is_gzip: bool) -> Iterator[bytes]:
@@ -85,36 +110,73 @@ def decode(path: Path, data: bytes, offset: int = 0) -> str:
         ) from None
 
 
-def whole_text(path: Path, chunks: Iterable[bytes]) -> str:
+def whole_text(path: Path, chunks: Iterable[bytes], limit: int = 0) -> str:
     """The file as one text, without a byte order mark."""
-    return decode(path, b"".join(chunks)).removeprefix("\ufeff")
+    parts, size = [], 0
+    for chunk in chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if limit and size > limit:
+            raise _too_long(f"{path}", limit)
+    return decode(path, b"".join(parts)).removeprefix("\ufeff")
 
 
-def lines(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a file with their ends, one at a time; a line may be as long as memory."""
-    offset = 0
+def _too_long(place: str, limit: int) -> BadInput:
+    return BadInput(
+        f"{place}: a document of more than {limit / 1e6:g} MB; cut it into several, or raise download.max_document_mb"
+    )
+
+
+def lines(
+    path: Path, chunks: Iterable[bytes], limit: int = 0, offset: int = 0, row: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """Where each line begins, and its bytes with the line end. `offset`, `row`: bytes and lines before these chunks."""
     parts: list[bytes] = []
+    size = 0
     for chunk in chunks:
         *complete, rest = chunk.split(b"\n")
         for piece in complete:
+            row += 1
+            if limit and size + len(piece) > limit:
+                raise _too_long(f"{path}: row {row}", limit)
             data = b"".join([*parts, piece, b"\n"])
-            yield decode(path, data, offset) if offset else decode(path, data).removeprefix("\ufeff")
-            offset, parts = offset + len(data), []
+            yield offset, data
+            offset, parts, size = offset + len(data), [], 0
         if rest:
             parts.append(rest)
+            size += len(rest)
+            if limit and size > limit:
+                raise _too_long(f"{path}: row {row + 1}", limit)
     if parts:
-        data = b"".join(parts)
-        yield decode(path, data, offset) if offset else decode(path, data).removeprefix("\ufeff")
+        yield offset, b"".join(parts)
 
 
-def jsonl_rows(path: Path, chunks: Iterable[bytes], column: str) -> Iterator[NumberedText]:
-    for row, line in enumerate(lines(path, chunks), 1):
-        if line.strip():
-            yield row, _text_of(_parse_json(path, line, f"row {row}: "), column, path, row)
+def _decoded(path: Path, offset: int, line: bytes) -> str:
+    return decode(path, line, offset) if offset else decode(path, line).removeprefix("\ufeff")
+
+
+def jsonl_rows(
+    path: Path,
+    chunks: Iterable[bytes],
+    column: str,
+    limit: int = 0,
+    before: tuple[int, int] = (0, 0),
+    report: Report | None = None,
+) -> Iterator[NumberedText]:
+    """Rows of JSON lines. `before`: bytes and lines that come before these chunks; `report`: goes on after a bad row."""
+    for row, (offset, line) in enumerate(lines(path, chunks, limit, *before), before[1] + 1):
+        try:
+            text = _decoded(path, offset, line)
+            if text.strip():
+                yield row, _text_of(_parse_json(path, text, f"row {row}: "), column, path, row)
+        except BadInput as error:
+            if report is None:
+                raise
+            report(error)
 
 
 def json_rows(path: Path, chunks: Iterable[bytes], column: str) -> Iterator[NumberedText]:
-    """A list of objects, or one object."""
+    """A list of objects, or one object. The whole file is in memory: JSON lines are the form for much text."""
     value = _parse_json(path, whole_text(path, chunks), "")
     for row, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield row, _text_of(item, column, path, row)
@@ -127,10 +189,11 @@ def _parse_json(path: Path, text: str, place: str) -> Any:
         raise BadInput(f"{path}: {place}not valid JSON: {error}") from None
 
 
-def csv_rows(path: Path, chunks: Iterable[bytes], column: str) -> Iterator[NumberedText]:
+def csv_rows(path: Path, chunks: Iterable[bytes], column: str, limit: int = 0) -> Iterator[NumberedText]:
     """Rows after the header line; a quoted field may hold line ends."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(lines(path, chunks), strict=True)
+    csv.field_size_limit(limit or 2**31 - 1)
+    decoded = (_decoded(path, offset, line) for offset, line in lines(path, chunks, limit))
+    reader = csv.DictReader(decoded, strict=True)
     row = 0
     try:
         for row, values in enumerate(reader, 1):
@@ -162,18 +225,22 @@ def _text_of(values: Any, column: str, path: Path, row: int) -> str:
     return text
 
 
-def arrow_rows(path: Path, is_parquet: bool, column: str) -> Iterator[NumberedText]:
-    """Rows of a Parquet file, or of an Arrow file or stream."""
-    row = 0
+def arrow_rows(
+    path: Path, is_parquet: bool, column: str, limit: int = 0, groups: tuple[int, int] | None = None, row: int = 0
+) -> Iterator[NumberedText]:
+    """Rows of a Parquet file (or of some of its row groups, after `row` rows), or of an Arrow file or stream."""
     try:
-        schema, batches = _parquet_batches(path, column) if is_parquet else _arrow_batches(path)
+        schema, batches = _parquet_batches(path, column, groups) if is_parquet else _arrow_batches(path)
         if column not in schema.names:
             raise _no_column(str(path), column, schema.names)
         _check_string(path, column, schema.field(column).type)
         for batch in batches:
             for value in batch.column(column):
                 row += 1
-                yield row, value.as_py() or ""
+                text = value.as_py() or ""
+                if limit and len(text) > limit:
+                    raise _too_long(f"{path}: row {row}", limit)
+                yield row, text
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: row {row}: byte {error.start} of {column!r} is not UTF-8") from None
     except (pa.ArrowException, OSError) as error:
@@ -182,9 +249,32 @@ def arrow_rows(path: Path, is_parquet: bool, column: str) -> Iterator[NumberedTe
         raise BadInput(f"{path}: after row {row}: truncated or not {kind} ({reason})") from None
 
 
-def _parquet_batches(path: Path, column: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def parquet_cuts(path: Path, column: str, step: int) -> tuple[list[tuple[int, int]], int]:
+    """Where a Parquet file can be cut into row groups of about `step` bytes of text, (group, rows before it), and how
+    many groups it has."""
+    try:
+        metadata = pq.ParquetFile(path).metadata
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: truncated or not Parquet ({str(error).splitlines()[0]})") from None
+    cuts, size, rows = [], 0, 0
+    for number in range(metadata.num_row_groups):
+        if size >= step:
+            cuts.append((number, rows))
+            size = 0
+        group = metadata.row_group(number)
+        rows += group.num_rows
+        columns = [group.column(place) for place in range(group.num_columns)]
+        size += sum(chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema == column)
+    return cuts, metadata.num_row_groups
+
+
+def _parquet_batches(
+    path: Path, column: str, groups: tuple[int, int] | None = None
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     file = pq.ParquetFile(path)
-    return file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS, columns=[column])
+    numbers = list(range(*groups)) if groups else None
+    columns = [column] if column in file.schema_arrow.names else None
+    return file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS, columns=columns, row_groups=numbers)
 
 
 def _arrow_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -1,7 +1,8 @@
 """Finds and reads files of documents: the user's own, in the formats that text comes in.
 
-`find_files` says which files there are, `read_file` gives the texts of one, `read_corpus` gives what
-the stage `download` recorded, whichever source it was. Example: inputs/news/a.jsonl.gz with 3 lines
+`find_files` says which files there are, `read_file` gives the texts of one, `read_part` those of a part of
+one, `read_corpus` gives what the stage `download` recorded, whichever source it was, and `validate` all
+that is wrong with a corpus. Example: inputs/news/a.jsonl.gz with 3 lines
 gives the documents `news/a.jsonl.gz:1` to `:3` of source `news`; inputs/letter.md gives one document.
 
 Text is strict UTF-8. Bytes that are not, a NUL, a truncated archive or a missing column end with one
@@ -13,14 +14,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from stages import formats
-from stages.documents import read_shards
 from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.workers import ordered_map
 
 KINDS = {
     ".txt": "text",
@@ -37,6 +42,7 @@ KINDS = {
 COMPRESSIONS = (".gz", ".zst")
 ONE_DOCUMENT = ("text", "html")
 ONLY_PLAIN = ("parquet", "arrow")
+MOST_PROBLEMS = 100
 
 
 class Document(NamedTuple):
@@ -95,24 +101,77 @@ def _is_hidden(name: str) -> bool:
     return name == "README.md" or any(part.startswith(".") for part in Path(name).parts)
 
 
-def read_file(file: SourceFile, text_column: str) -> Iterator[Document]:
-    """The documents of one file, in its order. Rows count from 1; a row's id is `name:row`.
+class Part(NamedTuple):
+    """What one piece of work reads of a file of documents.
+
+    Attributes:
+        path, name: the file, and its name below the folder of inputs; empty for a shard of the stage download.
+        begin, end: bytes of JSON lines, or row groups of Parquet; None: the whole file.
+        before: how many rows come before.
+        rows: no more documents than these are taken.
+    """
+
+    path: Path
+    name: str
+    begin: int = 0
+    end: int | None = None
+    before: int = 0
+    rows: int | None = None
+
+
+def read_file(
+    file: SourceFile, text_column: str, limit: int = 0, part: Part | None = None, report: formats.Report | None = None
+) -> Iterator[Document]:
+    """The documents of a file, or of a part of it, in its order. Rows count from 1; a row's id is `name:row`.
+
+    Args:
+        limit: the most bytes of a document; 0 = no limit.
+        report: takes what is wrong with a JSON line, so that reading goes on with the next.
 
     Raises:
         BadInput: what cannot be read, with file and row or byte.
     """
-    is_html = file.kind == "html"
-    chunks = formats.decompressed(file.path, file.compression)
-    if file.kind in ONE_DOCUMENT:
-        yield Document(file.name, formats.whole_text(file.path, chunks), file.source, is_html)
+    part = part or Part(file.path, file.name)
+    for row, text in _numbered(file, text_column, limit, part, report):
+        place = f"{file.name}:{row}" if row else file.name
+        yield Document(place, text, file.source, file.kind == "html")
+
+
+def _numbered(
+    file: SourceFile, column: str, limit: int, part: Part, report: formats.Report | None
+) -> Iterator[formats.NumberedText]:
+    """Rows and texts; the row of a file that is one document is 0."""
+    path, kind = file.path, file.kind
+    if kind in ONLY_PLAIN:
+        groups = (part.begin, part.end) if part.end is not None else None
+        return formats.arrow_rows(path, kind == "parquet", column, limit, groups, part.before)
+    if kind == "jsonl" and part.end is not None:
+        chunks = formats.byte_range(path, part.begin, part.end)
+        return formats.jsonl_rows(path, chunks, column, limit, (part.begin, part.before))
+    chunks = formats.decompressed(path, file.compression)
+    if kind in ONE_DOCUMENT:
+        return iter([(0, formats.whole_text(path, chunks, limit))])
+    if kind == "json":
+        return formats.json_rows(path, chunks, column)
+    if kind == "csv":
+        return formats.csv_rows(path, chunks, column, limit)
+    return formats.jsonl_rows(path, chunks, column, limit, report=report)
+
+
+def read_part(part: Part, text_column: str) -> Iterator[Document]:
+    """The documents of a part of a user's file, or of a shard that the stage download wrote."""
+    if part.name:
+        found = read_file(SourceFile(part.path, part.name), text_column, part=part)
+        yield from islice(found, part.rows)
         return
-    readers = {"json": formats.json_rows, "jsonl": formats.jsonl_rows, "csv": formats.csv_rows}
-    if file.kind in ONLY_PLAIN:
-        numbered = formats.arrow_rows(file.path, file.kind == "parquet", text_column)
-    else:
-        numbered = readers[str(file.kind)](file.path, chunks, text_column)
-    for row, text in numbered:
-        yield Document(f"{file.name}:{row}", text, file.source, is_html)
+    groups = list(range(part.begin, part.end)) if part.end is not None else None
+    try:
+        columns = ["id", "text", "source"]
+        for batch in pq.ParquetFile(part.path).iter_batches(batch_size=1024, row_groups=groups, columns=columns):
+            yield from (Document(**row) for row in batch.to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"{part.path}: cannot be read as Parquet ({reason}); run `dvc repro download`") from None
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -124,21 +183,68 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise BadInput(f"{path.relative_to(root)}: missing or damaged; run `dvc repro download`") from None
 
 
+def check_unchanged(root: Path, manifest: dict[str, Any], n_workers: int = 1) -> None:
+    """Holds every file that `download` recorded against its sha256.
+
+    Raises:
+        BadInput: one is gone, or has other content.
+    """
+    paths = [root / shard["file"] for shard in manifest["shards"]]
+    for shard, found in zip(manifest["shards"], ordered_map(_sha256_or_none, paths, n_workers), strict=True):
+        if found != shard["sha256"]:
+            state = "changed" if found else "removed"
+            raise BadInput(f"{shard['file']}: {state} after the stage download read it; run `dvc repro`")
+
+
+def _sha256_or_none(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
 def read_corpus(root: Path) -> Iterator[Document]:
     """Every document that `download` recorded, in its order.
 
     Raises:
-        BadInput: a user's file that changed after `download` read it.
+        BadInput: a file that changed after `download` read it.
     """
     manifest = read_manifest(root)
-    if manifest["source"] != "files":
-        for table in read_shards(root / "data" / "download" / "documents", ["id", "text", "source"]):
-            for batch in table.to_batches(max_chunksize=1024):
-                yield from (Document(**row) for row in batch.to_pylist())
-        return
+    check_unchanged(root, manifest)
     for shard in manifest["shards"]:
-        path = root / shard["file"]
-        if not path.is_file() or file_sha256(path) != shard["sha256"]:
-            state = "changed" if path.is_file() else "removed"
-            raise BadInput(f"{shard['file']}: {state} after the stage download read it; run `dvc repro`")
-        yield from islice(read_file(SourceFile(path, shard["name"]), manifest["text_column"]), shard["rows"])
+        part = Part(root / shard["file"], shard.get("name", ""), rows=shard["rows"])
+        yield from read_part(part, manifest.get("text_column", "text"))
+
+
+class Checked(NamedTuple):
+    """What `validate` found in one file: its documents, their bytes, and what is wrong with it, line by line."""
+
+    name: str
+    documents: int
+    bytes: int
+    problems: list[str]
+
+
+def validate(inputs: Path, include: str, text_column: str, limit: int = 0, n_workers: int = 1) -> Iterator[Checked]:
+    """Reads every file of documents below `inputs` and tells all that is wrong, not only the first.
+
+    In JSON lines every bad row is found; another format says where it cannot be read on.
+
+    Raises:
+        BadInput: `inputs` does not exist.
+    """
+    files, _ = find_files(inputs, include)
+    yield from ordered_map(partial(check_file, text_column=text_column, limit=limit), files, n_workers)
+
+
+def check_file(file: SourceFile, text_column: str, limit: int = 0) -> Checked:
+    """One file of a corpus; at most `MOST_PROBLEMS` of its problems."""
+    problems: list[str] = []
+    documents = size = 0
+    try:
+        for document in read_file(file, text_column, limit, report=lambda error: problems.append(str(error))):
+            documents, size = documents + 1, size + len(document.text.encode())
+            if len(problems) > MOST_PROBLEMS:
+                break
+    except BadInput as error:
+        problems.append(str(error))
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"{file.path}: and more"]
+    return Checked(file.name, documents, size, problems)

@@ -1,112 +1,137 @@
-"""Decides whether a document is text worth learning from, by rules that can each be switched off.
+"""The quality rules by name, in the order in which they judge, and the recipes that set their thresholds.
 
-A rule is a number measured on the cleaned text and a threshold in params; its name says which side
-drops: `min_words` drops what is below, `max_top_2gram_ratio` what is above. The first rule that
-fails is the verdict. The measures follow Gopher (Rae et al. 2021, appendix A.1.1), with words split
-at white space. Example: "a b a b a c" has 6 words; its top 2-gram "a b" occurs twice and holds
-2 x 2 of 6 word characters, a ratio of 0.67, so max_top_2gram_ratio 0.2 drops it.
+A rule is a number measured on the cleaned text and a threshold; its name says which side drops: `min_words`
+drops what is below, `max_hash_ratio` what is above, `drop_curly_brackets: true` what has one. The first
+rule that fails is the verdict. Order and measures are those of datatrove's filters in FineWeb's order:
 
-Thresholds are looser than Gopher's where documentation differs from web prose: its pages repeat
-headings and rules of dashes, and its examples are numbers.
+    Gopher repetition -> Gopher quality -> C4 -> FineWeb        (names below, group by group)
+
+Example: "a b a b a c" has 11 characters; its most frequent pair "a b" of 3 characters occurs twice, a
+ratio of 6/11, so max_top_2gram_ratio 0.2 drops it. Words are those of words.py.
+
+`LINE_RULES` remove lines, not documents, and leave every line without the spaces around it: they fit
+web pages and destroy code. They are on in the recipes c4 and fineweb only.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import cached_property
-from typing import NamedTuple
+import numpy as np
+import numpy.typing as npt
 
 from stages.clean.params import CleanParams
 
-LETTER = re.compile(r"[^\W\d_]")
-PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
-
-
-class Failure(NamedTuple):
-    """The rule that dropped a document, what it measured, and what it allows."""
-
-    rule: str
-    value: float
-    threshold: float
-
-
-class Page:
-    """A cleaned text with its words; each measure takes a page and gives one number."""
-
-    def __init__(self, text: str):
-        self.text = text
-        self.words = text.split()
-
-    @cached_property
-    def word_characters(self) -> int:
-        return sum(map(len, self.words))
-
-    def n_words(self) -> float:
-        return float(len(self.words))
-
-    def mean_word_length(self) -> float:
-        """Characters a word."""
-        return self.word_characters / max(len(self.words), 1)
-
-    def alphabetic_ratio(self) -> float:
-        """The share of words with at least one letter of any script."""
-        return sum(1 for word in self.words if LETTER.search(word)) / max(len(self.words), 1)
-
-    def duplicate_line_ratio(self) -> float:
-        """The share of characters in lines that stood before in the document, indentation aside."""
-        return _repeated_share(line.strip() for line in self.text.split("\n"))
-
-    def duplicate_paragraph_ratio(self) -> float:
-        """The same for paragraphs, which end at an empty line."""
-        return _repeated_share(paragraph.strip() for paragraph in PARAGRAPH_END.split(self.text))
-
-    def top_ngram_ratio(self, n: int) -> float:
-        """The share of word characters in the most frequent n-gram (the longest of equally frequent ones).
-
-        Occurrences may overlap, so a text of one repeated word reaches n; an n-gram that occurs once counts 0.
-        """
-        counts = Counter(zip(*(self.words[start:] for start in range(n)), strict=False))
-        most = max(counts.values(), default=0)
-        if most < 2:
-            return 0.0
-        longest = max(sum(map(len, gram)) for gram, count in counts.items() if count == most)
-        return most * longest / self.word_characters
-
-
-def _repeated_share(parts: Iterable[str]) -> float:
-    counts = Counter(part for part in parts if part)
-    total = sum(len(part) * count for part, count in counts.items())
-    repeated = sum(len(part) * (count - 1) for part, count in counts.items())
-    return repeated / max(total, 1)
-
-
-RULES: dict[str, Callable[[Page], float]] = {
-    "min_words": Page.n_words,
-    "max_words": Page.n_words,
-    "min_mean_word_length": Page.mean_word_length,
-    "max_mean_word_length": Page.mean_word_length,
-    "min_alphabetic_ratio": Page.alphabetic_ratio,
-    "max_duplicate_line_ratio": Page.duplicate_line_ratio,
-    "max_duplicate_paragraph_ratio": Page.duplicate_paragraph_ratio,
-    "max_top_2gram_ratio": lambda page: page.top_ngram_ratio(2),
-    "max_top_3gram_ratio": lambda page: page.top_ngram_ratio(3),
-    "max_top_4gram_ratio": lambda page: page.top_ngram_ratio(4),
-}
 EMPTY = "empty"  # not a rule: a document without a word is no document
+RULES = (
+    EMPTY,
+    # Gopher, repetition (Rae et al. 2021, table A1)
+    "max_duplicate_paragraph_ratio",
+    "max_duplicate_paragraph_character_ratio",
+    "max_duplicate_line_ratio",
+    "max_duplicate_line_character_ratio",
+    *(f"max_top_{n}gram_ratio" for n in (2, 3, 4)),
+    *(f"max_duplicate_{n}gram_ratio" for n in range(5, 11)),
+    # Gopher, quality
+    "min_words",
+    "max_words",
+    "min_mean_word_length",
+    "max_mean_word_length",
+    "max_hash_ratio",
+    "max_ellipsis_ratio",
+    "max_bullet_line_ratio",
+    "max_ellipsis_line_ratio",
+    "min_alphabetic_ratio",
+    "min_stop_words",
+    # C4 (Raffel et al. 2020), documents
+    "drop_lorem_ipsum",
+    "drop_curly_brackets",
+    "min_sentences",
+    # FineWeb (Penedo et al. 2024)
+    "min_punctuated_line_ratio",
+    "max_short_line_ratio",
+    "max_repeated_line_ratio",
+    "max_line_end_ratio",
+)
+LINE_RULES = (
+    "max_line_word_length",
+    "drop_citations",
+    "drop_unpunctuated_lines",
+    "min_line_words",
+    "drop_javascript_lines",
+    "drop_policy_lines",
+)
+OFF = np.nan
+
+GOPHER: dict[str, float] = {
+    "max_duplicate_paragraph_ratio": 0.3,
+    "max_duplicate_paragraph_character_ratio": 0.2,
+    "max_duplicate_line_ratio": 0.3,
+    "max_duplicate_line_character_ratio": 0.2,
+    "max_top_2gram_ratio": 0.2,
+    "max_top_3gram_ratio": 0.18,
+    "max_top_4gram_ratio": 0.16,
+    "max_duplicate_5gram_ratio": 0.15,
+    "max_duplicate_6gram_ratio": 0.14,
+    "max_duplicate_7gram_ratio": 0.13,
+    "max_duplicate_8gram_ratio": 0.12,
+    "max_duplicate_9gram_ratio": 0.11,
+    "max_duplicate_10gram_ratio": 0.1,
+    "min_words": 50,
+    "max_words": 100_000,
+    "min_mean_word_length": 3,
+    "max_mean_word_length": 10,
+    "max_hash_ratio": 0.1,
+    "max_ellipsis_ratio": 0.1,
+    "max_bullet_line_ratio": 0.9,
+    "max_ellipsis_line_ratio": 0.3,
+    "min_alphabetic_ratio": 0.8,
+    "min_stop_words": 2,
+}
+C4: dict[str, float] = {
+    "drop_lorem_ipsum": True,
+    "drop_curly_brackets": True,
+    "min_sentences": 5,
+    "max_line_word_length": 1000,
+    "drop_citations": True,
+    "drop_unpunctuated_lines": True,
+    "min_line_words": 3,
+    "drop_javascript_lines": True,
+    "drop_policy_lines": True,
+}
+FINEWEB: dict[str, float] = {
+    "min_punctuated_line_ratio": 0.12,
+    "max_short_line_ratio": 0.67,
+    "max_repeated_line_ratio": 0.01,
+    "max_line_end_ratio": 0.3,
+}
+# Looser than Gopher where documentation differs from web prose: its pages repeat headings and rules of dashes,
+# and its examples are numbers.
+DOCUMENTATION: dict[str, float] = {
+    "max_duplicate_paragraph_character_ratio": 0.5,
+    "max_duplicate_line_character_ratio": 0.5,
+    "max_top_2gram_ratio": 0.2,
+    "max_top_3gram_ratio": 0.18,
+    "max_top_4gram_ratio": 0.16,
+    "min_words": 20,
+    "max_words": 200_000,
+    "min_mean_word_length": 3,
+    "max_mean_word_length": 12,
+    "min_alphabetic_ratio": 0.4,
+}
+RECIPES: dict[str, dict[str, float]] = {
+    "documentation": DOCUMENTATION,
+    "gopher": GOPHER,
+    "c4": C4,
+    "fineweb": {**GOPHER, **C4, **FINEWEB, "drop_unpunctuated_lines": False},
+    "none": {},
+}
 
 
-def first_failure(text: str, params: CleanParams) -> Failure | None:
-    """The first rule, in the order of `RULES`, that drops the cleaned text; None if all let it pass."""
-    page = Page(text)
-    if not page.words:
-        return Failure(EMPTY, 0.0, 1.0)
-    for name, measure in RULES.items():
-        threshold = getattr(params, name)
-        if threshold is None:
-            continue
-        value = measure(page)
-        if value < threshold if name.startswith("min_") else value > threshold:
-            return Failure(name, value, float(threshold))
-    return None
+def thresholds(params: CleanParams, rules: tuple[str, ...] = RULES) -> npt.NDArray[np.float64]:
+    """A number for each rule: the param's, or for `auto` the recipe's; not a number where the rule is off."""
+    recipe = RECIPES[params.recipe]
+    found = []
+    for rule in rules:
+        value = 1 if rule == EMPTY else getattr(params, rule)
+        value = recipe.get(rule) if value == "auto" else value
+        found.append(OFF if value is None or value is False else float(value))
+    return np.array(found)

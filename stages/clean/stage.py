@@ -5,120 +5,95 @@ split is drawn from the raw text, before any of that, so no rule can move a docu
 train. Example: of 3 documents one is 5 words long; documents/ has 2 rows, verdicts/ has 3, the short
 one with kept=false, rule=min_words, value=5, threshold=20.
 
-Batches of documents go to worker processes and come back in order: same bytes for any number.
-Duplicates are the next stage's work.
+A piece of the corpus (pieces.py) is a task: it is done once and kept by the hash of its files and of the
+params, so a changed file redoes its piece, and the shards published are links to what the pieces made, in
+their order: same bytes for any number of workers. Duplicates are the next stage's work.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-
-from stages.clean.html_text import html_to_text
 from stages.clean.params import CleanParams
-from stages.clean.rules import EMPTY, RULES, Failure, first_failure
-from stages.clean.text import normalise
-from stages.documents import ShardWriter
+from stages.clean.piece import LANGUAGE, clean_piece, metric_names, prepare_kernels
+from stages.clean.rules import EMPTY, RULES
 from stages.entry import Job, write_json
 from stages.errors import BadInput
-from stages.progress import progress, say
-from stages.sources import Document, read_corpus, read_manifest
-from stages.splits import SplitParams, split_of
-from stages.workers import batches, ordered_map
+from stages.formats import parquet_cuts
+from stages.pieces import PIECE_BYTES, groups, ranges
+from stages.progress import say
+from stages.sources import Part, SourceFile, check_unchanged, read_manifest
+from stages.splits import SplitParams
+from stages.store import link_file
+from stages.tasks import Task, results
 
-BATCH_CHARACTERS = 1 << 20
-STRING = pa.string()
-DOCUMENTS = pa.schema([("id", STRING), ("text", STRING), ("source", STRING), ("split", STRING)])
-VERDICTS = pa.schema(
-    [("id", STRING), ("kept", pa.bool_()), ("rule", STRING), ("value", pa.float64()), ("threshold", pa.float64())]
-)
-
-
-class Cleaned(NamedTuple):
-    """One document after cleaning, kept or not."""
-
-    id: str
-    text: str
-    source: str
-    split: str
-    bytes_in: int
-    failure: Failure | None
+SAMPLES_OF_RULE = 5
 
 
 def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
-    """Writes documents/*.parquet, verdicts/*.parquet and metrics.json.
+    """Writes documents/*.parquet, verdicts/*.parquet, samples.json and metrics.json.
 
     Raises:
         BadInput: a document that cannot be read, or nothing left in a split.
     """
-    documents = ShardWriter(job.staging / "documents", DOCUMENTS)
-    verdicts = ShardWriter(job.staging / "verdicts", VERDICTS)
+    manifest = read_manifest(job.root)
+    check_unchanged(job.root, manifest, job.execution.n_workers())
+    prepare_kernels(clean)
+    text_column = manifest.get("text_column", "text")
+    function = partial(clean_piece, text_column=text_column, clean=clean, split=split)
     counts: Counter[str] = Counter(dict.fromkeys(metric_names(), 0))
-    expected = read_manifest(job.root)["documents"]
-    groups = batches(read_corpus(job.root), lambda document: len(document.text), BATCH_CHARACTERS)
-    clean_batch = partial(clean_documents, clean=clean, split=split)
-    with progress("clean", expected, "documents") as bar:
-        for results in ordered_map(clean_batch, groups, job.execution.n_workers()):
-            for result in results:
-                count(counts, result)
-                verdicts.add(verdict_row(result))
-                if not result.failure:
-                    documents.add(
-                        {"id": result.id, "text": result.text, "source": result.source, "split": result.split}
-                    )
-            bar.update(len(results))
-    documents.close()
-    verdicts.close()
+    samples: dict[str, list[dict[str, Any]]] = {}
+    numbers = {"documents": 0, "verdicts": 0}
+    for name in numbers:
+        (job.staging / name).mkdir()
+    for folder in results(job, "pieces", function, list(tasks(job, manifest, text_column, clean, split)), "pieces"):
+        for name in numbers:
+            for path in sorted(folder.glob(f"{name}-*.parquet")):
+                link_file(path, job.staging / name / f"{numbers[name]:05d}.parquet")
+                numbers[name] += 1
+        told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+        counts.update(told["counts"])
+        for rule, found in told["samples"].items():
+            samples[rule] = sorted([*samples.get(rule, []), *found], key=lambda one: one["order"])[:SAMPLES_OF_RULE]
     check_counts(counts, split)
+    write_json(job.staging / "samples.json", samples)
     write_json(job.staging / "metrics.json", dict(counts))
-    dropped = {rule: counts[f"dropped.{rule}"] for rule in (EMPTY, *RULES) if counts[f"dropped.{rule}"]}
+    dropped = {rule: counts[f"dropped.{rule}"] for rule in (*RULES, LANGUAGE) if counts[f"dropped.{rule}"]}
     say(f"clean: kept {counts['documents_out']:,} of {counts['documents_in']:,} documents; dropped {dropped or 'none'}")
 
 
-def clean_documents(documents: list[Document], clean: CleanParams, split: SplitParams) -> list[Cleaned]:
-    """One batch, in its order."""
-    return [clean_document(document, clean, split) for document in documents]
-
-
-def clean_document(document: Document, clean: CleanParams, split: SplitParams) -> Cleaned:
-    is_html = clean.html == "always" or (clean.html == "auto" and document.is_html)
-    text = normalise(html_to_text(document.text) if is_html else document.text)
-    failure = first_failure(text, clean)
-    return Cleaned(
-        document.id,
-        "" if failure else text,
-        document.source,
-        split_of(document.text, split),
-        len(document.text.encode()),
-        failure,
+def tasks(
+    job: Job, manifest: dict[str, Any], text_column: str, clean: CleanParams, split: SplitParams
+) -> Iterator[Task]:
+    """One task for each piece of the corpus."""
+    sha256s = {job.root / shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    sized = (
+        (part, f"{part.path.name}/{part.name}/{part.begin}", size)
+        for part, size in parts(job.root, manifest, text_column)
     )
+    for piece in groups(sized):
+        described = [[part.name, sha256s[part.path], part.begin, part.end, part.before, part.rows] for part in piece]
+        yield Task(job.key("piece", described, text_column, clean, split), piece)
 
 
-def metric_names() -> list[str]:
-    names = ["documents_in", "documents_out", "bytes_in", "bytes_out", "documents_validation", "documents_test"]
-    return names + [f"dropped.{rule}" for rule in (EMPTY, *RULES)]
-
-
-def count(counts: Counter[str], result: Cleaned) -> None:
-    """Adds one document to the metrics."""
-    counts["documents_in"] += 1
-    counts["bytes_in"] += result.bytes_in
-    if result.failure:
-        counts[f"dropped.{result.failure.rule}"] += 1
-        return
-    counts["documents_out"] += 1
-    counts["bytes_out"] += len(result.text.encode())
-    if result.split != "train":
-        counts[f"documents_{result.split}"] += 1
-
-
-def verdict_row(result: Cleaned) -> dict[str, Any]:
-    """A row of verdicts/; rule, value and threshold are null for a document that was kept."""
-    rule, value, threshold = result.failure or (None, None, None)
-    return {"id": result.id, "kept": result.failure is None, "rule": rule, "value": value, "threshold": threshold}
+def parts(root: Path, manifest: dict[str, Any], text_column: str) -> Iterator[tuple[Part, int]]:
+    """The parts of all files in order, each with about as many bytes as it has text."""
+    for shard in manifest["shards"]:
+        path, name = root / shard["file"], shard.get("name", "")
+        size = path.stat().st_size
+        cuts, end = shard.get("cuts", []), size
+        if not shard.get("limited") and (not name or SourceFile(path, name).kind == "parquet"):
+            cuts, end = parquet_cuts(path, text_column if name else "text", PIECE_BYTES)
+        if not cuts:
+            yield Part(path, name, rows=shard["rows"]), shard["bytes"]
+            continue
+        for begin, following, before in ranges(cuts, end):
+            yield Part(path, name, begin, following, before), shard["bytes"] * (following - begin) // end
 
 
 def check_counts(counts: Counter[str], split: SplitParams) -> None:
@@ -129,7 +104,7 @@ def check_counts(counts: Counter[str], split: SplitParams) -> None:
     """
     kept = counts["documents_out"]
     if not kept:
-        worst = max((EMPTY, *RULES), key=lambda rule: counts[f"dropped.{rule}"])
+        worst = max((*RULES, LANGUAGE), key=lambda rule: counts[f"dropped.{rule}"])
         dropped = f"{counts[f'dropped.{worst}']} of {counts['documents_in']} were dropped by {worst}"
         mend = "give documents with text" if worst == EMPTY else f"change clean.{worst} (null switches it off)"
         raise BadInput(f"no document is left after cleaning: {dropped}; {mend}")

@@ -20,6 +20,7 @@ class DownloadParams(Section):
     inputs: str = "inputs"
     include: str = "**/*"
     text_column: str = "text"
+    max_document_mb: float = Field(default=32, gt=0, le=1000)
     dataset: str = "HuggingFaceFW/fineweb-edu"
     dataset_config: str = "CC-MAIN-2024-10"
     dataset_split: str = "train"

@@ -40,7 +40,7 @@ def run(job: Job, download: DownloadParams) -> None:
     folder.mkdir(parents=True)
     packages: dict[str, str] = {}
     if download.source == "files":
-        shards = files.manifest_shards(job.root, download, job.execution.n_workers())
+        shards = files.manifest_shards(job, download)
     elif download.source == "python_docs":
         found = python_docs.installed_packages(
             python_docs.read_pins(job.root / "constraints.txt"), download.any_version

@@ -1,0 +1,416 @@
+"""Finds the words of a text as spaCy's English tokenizer does, on which the usual quality filters count.
+
+A run of characters between white space is taken apart from both ends, then inside:
+
+    ("Don't  ->  ( " Do n't        10km/h,  ->  10 km/h ,        e.g.  ->  e.g.        well-known  ->  well - known
+
+1. A listed word (english.py) ends the work: `don't` is Do + n't, `e.g.` stays whole.
+2. One prefix and one suffix go at a time, such as brackets, quotes, `'s`, units after a digit, a full stop
+   after a small letter.
+3. What is left stays whole if it is a web address, else it is split at dashes and slashes between letters.
+4. Listed words that the rules above took apart, such as the face `):`, are joined again.
+
+A script without spaces between words has no such rules; each of its characters is a word of its own here.
+A text is an array of code points and one of their flags (`read_texts`); words are places in it: begin and
+end of each, int32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.clean.english import (
+    AFTER_DIGIT,
+    AFTER_STOP,
+    BEFORE_STOP,
+    ENDED_BY_STOP,
+    ICON,
+    LETTER,
+    LISTED_CHARACTERS,
+    LONE,
+    MARK,
+    MOST_PARTS,
+    PART_BITS,
+    PREFIX,
+    PRIME,
+    SLOTS,
+    SPACE,
+    SUFFIX,
+    UNIT,
+    English,
+)
+from stages.compiled import inline_kernel, kernel
+from stages.utf8 import Bytes, Offsets, decode
+
+Codes = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.uint16]
+Places = npt.NDArray[np.int32]
+STOP, HYPHEN, PLUS, DOLLAR, APOSTROPHE, COMMA, AT, COLON, SLASH, UNDERSCORE = (ord(c) for c in ".-+$',@:/_")
+LARGE_A, LARGE_C, LARGE_S, LARGE_U, SMALL_S = (ord(c) for c in "ACSUs")
+ELLIPSIS, DEGREE, CURLY_APOSTROPHE, EM_DASH, EN_DASH, TILDE = 0x2026, 0xB0, 0x2019, 0x2014, 0x2013, 0x7E
+UNIT_CHARACTERS = 8
+FIRST_OF_HOST, LAST_OF_HOST = 0xA1, 0xFFFF
+PARTS = UNIT - 1
+
+
+@kernel
+def read_texts(data: Bytes, offsets: Offsets, classes: Flags, codes: Codes, flags: Flags, places: Offsets) -> None:
+    """Writes the code points of all texts, the flags of each, and where each text begins among them."""
+    count = 0
+    for text in range(len(offsets) - 1):
+        places[text] = count
+        place = offsets[text]
+        while place < offsets[text + 1]:
+            code, size = decode(data, place)
+            codes[count], flags[count] = code, classes[code]
+            count += 1
+            place += size
+    places[len(offsets) - 1] = count
+
+
+@inline_kernel
+def is_digit(code: int) -> bool:
+    return 48 <= code <= 57
+
+
+@kernel
+def listed(codes: Codes, begin: int, end: int, english: English) -> int:
+    """The number of the listed word that stands here, or -1."""
+    if end <= begin or end - begin > LISTED_CHARACTERS or not english.begins[codes[begin] & 0xFF, end - begin]:
+        return -1
+    value = 0
+    for place in range(begin, end):
+        value = (value * PRIME + codes[place]) & (SLOTS - 1)
+    while english.slots[value] >= 0:
+        number = english.slots[value]
+        first = english.offsets[number]
+        if english.offsets[number + 1] - first == end - begin:
+            same = 0
+            while same < end - begin and codes[begin + same] == english.codes[first + same]:
+                same += 1
+            if same == end - begin:
+                return number
+        value = (value + 1) & (SLOTS - 1)
+    return -1
+
+
+@kernel
+def listed_parts(codes: Codes, begin: int, end: int, english: English) -> int:
+    """The lengths of the parts of a listed word; 0 if it is none."""
+    number = listed(codes, begin, end, english)
+    return english.parts[number] & PARTS if number >= 0 else 0
+
+
+@kernel
+def prefix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
+    """The length of what leads the word and is none of it."""
+    code = codes[begin]
+    if flags[begin] & PREFIX:
+        return 0 if code == PLUS and begin + 1 < end and is_digit(codes[begin + 1]) else 1
+    if code == STOP:
+        place = begin
+        while place < end and codes[place] == STOP:
+            place += 1
+        return place - begin if place - begin > 1 else 0
+    if (code == LARGE_A or code == LARGE_C) and begin + 1 < end and codes[begin + 1] == DOLLAR:
+        return 2
+    if code == LARGE_U and begin + 2 < end and codes[begin + 1] == LARGE_S and codes[begin + 2] == DOLLAR:
+        return 3
+    return 0
+
+
+@kernel
+def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: English) -> int:
+    """The length of what trails the word and is none of it: the longest that fits."""
+    if begin >= end:
+        return 0
+    last = end - 1
+    code, previous = codes[last], codes[last - 1] if last > begin else 0
+    before = flags[last - 1] if last > begin else 0
+    if code == STOP:
+        place = last
+        while place > begin and codes[place - 1] == STOP:
+            place -= 1
+        if last - place > 0:
+            return end - place
+        ended = before & ENDED_BY_STOP != 0
+        if last - 1 > begin:  # two large letters, or a degree
+            ended |= before & flags[last - 2] & LETTER != 0 and before & flags[last - 2] & AFTER_STOP != 0
+            ended |= codes[last - 2] == DEGREE and (previous == 67 or previous == 70 or previous == 75)  # C F K
+        return np.int64(ended)
+    longest = 0
+    if flags[last] & SUFFIX:
+        longest = 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
+    elif (code == SMALL_S or code == LARGE_S) and (previous == APOSTROPHE or previous == CURLY_APOSTROPHE):
+        longest = 2
+    place = last  # a unit, a currency or a plus after a digit
+    while place > begin and end - place < UNIT_CHARACTERS and not is_digit(codes[place - 1]):
+        place -= 1
+    if place > begin and is_digit(codes[place - 1]):
+        size = end - place
+        number = listed(codes, place, end, english)
+        if number >= 0 and english.parts[number] & UNIT:
+            longest = max(longest, size)
+        elif size == 1 and (code == PLUS or flags[last] & AFTER_DIGIT):
+            longest = max(longest, 1)
+        elif code == DOLLAR and size == prefix_length(codes, flags, place, end):
+            longest = max(longest, size)
+    return longest
+
+
+@kernel
+def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -> int:
+    """The length of what separates two words at `place`, such as the dash of well-known."""
+    code = codes[place]
+    if code == STOP and place + 1 < end and codes[place + 1] == STOP:
+        after = place
+        while after < end and codes[after] == STOP:
+            after += 1
+        return after - place
+    if code == ELLIPSIS or flags[place] & ICON:
+        return 1
+    if place == begin or place + 1 >= end:
+        return 0
+    left, right, following = flags[place - 1], flags[place + 1], codes[place + 1]
+    if code == STOP:
+        return np.int64(left & BEFORE_STOP != 0 and right & AFTER_STOP != 0)
+    if code == COMMA:
+        return np.int64(left & right & LETTER != 0)
+    digit = is_digit(codes[place - 1])
+    if digit and (code == PLUS or code == HYPHEN or code == 42 or code == 94):  # + - * ^
+        if is_digit(following) or following == HYPHEN:
+            return 1
+    if not digit and not left & LETTER:
+        return 0
+    if code == COLON or code == SLASH or 60 <= code <= 62 or code == EN_DASH or code == TILDE:  # < = >
+        return np.int64(right & LETTER != 0)
+    if code == HYPHEN or code == EM_DASH:
+        after = place + 1
+        while after < end and codes[after] == code and after - place < (3 if code == HYPHEN else 2):
+            after += 1
+        if after < end and flags[after] & LETTER:
+            return after - place
+    return 0
+
+
+@kernel
+def is_address(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
+    """Whether this is a web or mail address: a host, perhaps with scheme, user, port and path."""
+    stops, scheme = 0, True
+    for place in range(begin, end):
+        stops += codes[place] == STOP
+    if stops == 0:
+        return False
+    if _is_host(codes, flags, begin, end):
+        return True
+    for place in range(begin + 1, end):
+        code = codes[place]
+        if code == AT and _is_host(codes, flags, place + 1, end):
+            return True
+        if code == COLON and scheme and place - begin >= 2 and place + 3 < end:
+            if codes[place + 1] == SLASH and codes[place + 2] == SLASH and _is_host(codes, flags, place + 3, end):
+                return True
+        scheme &= flags[place] & LETTER != 0 or is_digit(code) or code in (PLUS, HYPHEN, STOP, UNDERSCORE)
+    return False
+
+
+@kernel
+def _is_host(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
+    """Whether a host of two labels or more stands here, the last in small letters, then port and path or nothing."""
+    place = label = begin
+    stops = small = numbers = value = 0
+    while place < end:
+        code = codes[place]
+        size = place - label
+        if code == STOP:
+            if (
+                size == 0
+                or size > 64
+                or codes[label] in (HYPHEN, UNDERSCORE)
+                or codes[place - 1] in (HYPHEN, UNDERSCORE)
+            ):
+                return False
+            numbers += 0 <= value < 256 and size <= 3
+            stops, small, value, label = stops + 1, 0, 0, place + 1
+        elif is_digit(code):
+            value = value * 10 + code - 48 if 0 <= value < 256 else -1
+        elif 97 <= code | 32 <= 122 or FIRST_OF_HOST <= code <= LAST_OF_HOST or code == HYPHEN or code == UNDERSCORE:
+            small += flags[place] & LETTER != 0 and flags[place] & BEFORE_STOP != 0
+            value = -1
+        else:
+            break
+        place += 1
+    size = place - label
+    numbers += 0 <= value < 256 and 1 <= size <= 3
+    if not ((stops > 0 and small == size and 2 <= size <= 63) or (stops == 3 and numbers == 4)):
+        return False
+    if place < end and codes[place] == COLON:
+        first = place + 1
+        place = first
+        while place < end and is_digit(codes[place]):
+            place += 1
+        if not 2 <= place - first <= 5:
+            return False
+    return place == end or codes[place] == SLASH or codes[place] == 63 or codes[place] == 35  # / ? #
+
+
+@kernel
+def _put_parts(begin: int, parts: int, begins: Places, ends: Places, count: int) -> int:
+    while parts:
+        size = parts & 255
+        begins[count], ends[count] = begin, begin + size
+        begin += size
+        parts >>= PART_BITS
+        count += 1
+    return count
+
+
+@kernel
+def _split_inside(codes: Codes, flags: Flags, begin: int, end: int, begins: Places, ends: Places, count: int) -> int:
+    """What prefixes and suffixes left: an address, or words with dashes and slashes between."""
+    start = place = begin
+    whole = is_address(codes, flags, begin, end)
+    while place < end and not whole:
+        size = 0
+        if not 97 <= codes[place] | 32 <= 122:
+            size = infix_length(codes, flags, begin, place, end)
+        if size and place != begin:
+            if place != start:
+                begins[count], ends[count] = start, place
+                count += 1
+            begins[count], ends[count] = place, place + size
+            count += 1
+            start = place + size
+        place += max(size, 1)
+    if start < end:
+        begins[count], ends[count] = start, end
+        count += 1
+    return count
+
+
+@kernel
+def split_chunk(
+    codes: Codes, flags: Flags, begin: int, end: int, english: English, begins: Places, ends: Places, count: int
+) -> int:
+    """Writes the words between two white spaces from `count` on, and gives the number of all words then."""
+    suffixes = len(begins)  # those found so far wait at the end of `begins`, the last one lowest
+    following, length, parts = end, -1, 0
+    while begin < end and end - begin != length:
+        parts = listed_parts(codes, begin, end, english)
+        if parts:
+            break
+        length = end - begin
+        prefix = prefix_length(codes, flags, begin, end)
+        if prefix:
+            begins[count], ends[count] = begin, begin + prefix
+            parts = listed_parts(codes, begin + prefix, end, english)
+            if parts:
+                begin, count = begin + prefix, count + 1
+                break
+        suffix = suffix_length(codes, flags, begin + prefix, end, english)
+        if suffix:
+            suffixes -= 1
+            begins[suffixes] = end - suffix
+            end -= suffix
+            parts = listed_parts(codes, begin, end, english)
+            if parts:
+                break
+        if prefix:
+            begin, count = begin + prefix, count + 1
+    if parts:
+        count = _put_parts(begin, parts, begins, ends, count)
+    elif begin < end:
+        count = _split_inside(codes, flags, begin, end, begins, ends, count)
+    for place in range(suffixes, len(begins)):
+        begins[count] = begins[place]
+        ends[count] = begins[place + 1] if place + 1 < len(begins) else following
+        count += 1
+    return count
+
+
+@kernel
+def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, first: int, count: int) -> int:
+    """Joins listed words among the words from `first` on that the rules took apart; the number of all words then."""
+    for place in range(first, count):
+        last = min(count, place + MOST_PARTS) - 1
+        while last > place:
+            number = listed(codes, begins[place], ends[last], english)
+            pattern, word = english.patterns[number] if number >= 0 else 0, place
+            matches = pattern != 0
+            while pattern and word <= last and pattern & 255 == ends[word] - begins[word]:
+                pattern >>= PART_BITS
+                word += 1
+            if matches and pattern == 0 and word == last + 1:  # never more parts than before
+                after = _put_parts(begins[place], english.parts[number] & PARTS, begins, ends, place)
+                for word in range(last + 1, count):
+                    begins[after], ends[after] = begins[word], ends[word]
+                    after += 1
+                count = after
+                break
+            last -= 1
+    return count
+
+
+@kernel
+def _split_lone(flags: Flags, begins: Places, ends: Places, first: int, count: int) -> int:
+    """Makes a word of each character of scripts without spaces, its marks with it."""
+    extra = 0
+    for word in range(first, count):
+        for place in range(begins[word], ends[word]):
+            extra += flags[place] & LONE != 0
+    extra *= 2
+    for word in range(count - 1, first - 1, -1):  # out of the way, to be read from there
+        begins[word + extra], ends[word + extra] = begins[word], ends[word]
+    written = first
+    for word in range(first + extra, count + extra):
+        start, end, lone = begins[word], ends[word], False
+        for place in range(start, end):
+            if place > start and (flags[place] & LONE or lone) and not flags[place] & MARK:
+                begins[written], ends[written] = start, place
+                start, written = place, written + 1
+            lone = flags[place] & LONE != 0 or (lone and flags[place] & MARK != 0)
+        begins[written], ends[written] = start, end
+        written += 1
+    return written
+
+
+@kernel
+def find_words(
+    codes: Codes, flags: Flags, begin: int, end: int, english: English, begins: Places, ends: Places, count: int
+) -> int:
+    """Writes where the words of a text begin and end from `count` on; how many all are then, or -1: no room."""
+    place = begin
+    while place < end:
+        first = place
+        plain, lone = True, False
+        while place < end and not flags[place] & SPACE:  # to the end of a run without white space
+            plain &= 97 <= codes[place] | 32 <= 122
+            lone |= flags[place] & LONE != 0
+            place += 1
+        if place > first:
+            if count + 3 * (place - first) >= len(begins):
+                return -1
+            parts = listed_parts(codes, first, place, english)
+            if parts:
+                count = _put_parts(first, parts, begins, ends, count)
+            elif plain:
+                begins[count], ends[count] = first, place
+                count += 1
+            else:
+                chunk = count
+                count = split_chunk(codes, flags, first, place, english, begins, ends, count)
+                if count > chunk + 1:
+                    count = _join_listed(codes, english, begins, ends, chunk, count)
+                if lone:
+                    count = _split_lone(flags, begins, ends, chunk, count)
+        place += 1
+    return count
+
+
+def split_words(text: str, english: English) -> list[str]:
+    """The words of a text: what the kernel finds, for tests and tables."""
+    codes = np.array([ord(character) for character in text], np.int32)
+    begins, ends = (np.empty(3 * len(codes) + 64, np.int32) for _ in range(2))
+    count = find_words(codes, english.classes[codes], 0, len(codes), english, begins, ends, 0)
+    return [text[begins[word] : ends[word]] for word in range(count)]

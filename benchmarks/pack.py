@@ -37,7 +37,7 @@ from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
 from stages.pack.plan import make_plan
 from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.tokens import token_dtype
-from stages.vocabulary import END_OF_TEXT, PADDING, load_tokenizer
+from stages.vocabulary import load_tokenizer, roles_of
 
 SHARD_TOKENS = 1 << 25
 TOKENIZER_ROWS = 5000
@@ -98,8 +98,8 @@ def encode(root: Path, workers: int) -> tuple[Job, EncodedParts, RowFormat]:
     file = TokenizerFile(path, file_sha256(path), token_dtype(vocab_size))
     job = Job("pack", root, Execution(workers=workers))
     encoded = encode_parts(job, kept_parts(root / "data/clean/documents", root / "data/dedup/keep.parquet"), file)
-    end, padding = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PADDING) or 0
-    return job, encoded, RowFormat("best_fit", 0, vocab_size, str(file.dtype), end or 0, padding)
+    end, padding = (tokenizer.token_to_id(token) for token in roles_of(path))
+    return job, encoded, RowFormat("best_fit", 0, vocab_size, str(file.dtype), end or 0, padding or 0)
 
 
 def ours(root: Path, encoded: EncodedParts, format: RowFormat, repeat: int) -> Result:

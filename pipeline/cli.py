@@ -133,6 +133,35 @@ def doctor(as_json: bool) -> None:
         sys.exit(FAILED)
 
 
+@cli.group()
+def tokenizer() -> None:
+    """Works on tokenizer.json files."""
+
+
+@tokenizer.command()
+@click.argument("tokens", nargs=-1, required=True, metavar="TOKEN...")
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Another file than data/tokenizer/tokenizer.json."
+)
+def migrate(tokens: tuple[str, ...], target: Path, source: Path | None) -> None:
+    """Adds special tokens to a tokenizer and keeps every id.
+
+    The new file is used by the params that this prints. Shards and checkpoints that were made with the old file
+    name its sha256 and are not taken for the new one's.
+
+    \b
+      millrace tokenizer migrate '<|tool|>' '<|user|>' --to inputs/tokenizer.json
+    """
+    from stages.tokenizer.migrate import migrate as add
+
+    source = source or find_root() / "data/tokenizer/tokenizer.json"
+    sha256, added = add(source, target, list(tokens))
+    for token, number in added.items():
+        click.echo(f"{number:>8}  {token}")
+    click.echo(f"set in params.yaml:\n  tokenizer.file: {target}\n  tokenizer.file_sha256: {sha256}")
+
+
 cli.add_command(data)
 
 

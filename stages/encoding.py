@@ -1,129 +1,166 @@
-"""Encodes much text: each distinct piece of it once, by Hugging Face tokenizers, then by table.
+"""Encodes much text to the ids that Hugging Face tokenizers give, many times as fast.
 
-Language repeats itself: the 24 MB of the default corpus are 5.8 million pieces, 100 thousand distinct
-ones. A text is cut into pieces only where our split pattern cuts too, whatever stands around, so the
-ids of the pieces side by side are the ids of the text. In ASCII a piece is what the pattern matches,
-with digits left together. Example: "don't panic: 12345 cafés are" gives `don`, `'t`, ` panic`, `:`,
-` `, `12345`, ` cafés`, ` are`.
+    encoder = Encoder(load_tokenizer(path))
+    encoder(["don't panic"])                         # [uint32[..]]
+    ids, id_offsets = encoder.encode_buffers(data, offsets)   # of Arrow's buffers (stages/utf8.py)
 
-What is near a non-ASCII character is cut only where a printable ASCII character stands before a
-space, because what is a letter or a space depends on the version of Unicode, and `re` and `tokenizers`
-may differ in it. A tokenizer with another pattern, normaliser or model is left to encode by itself.
+Compiled kernels cut the text (stages/pretokens.py), look each piece up (stages/encoding_kernel.py) and
+merge the bytes of what is new (stages/byte_pairs.py). What they can do is read off the tokenizer itself:
+byte-level BPE, cut as ours, GPT-2's, GPT-4's, Llama 3's or Qwen 2's is cut. Every other tokenizer
+encodes by itself, with the same result and its own speed.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from stages.pretoken_rules import Rule, rule_of
+from stages.unicode import tables
+from stages.utf8 import Bytes, Offsets, text_array, text_buffers
+from stages.vocabulary import byte_characters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import PreTokenizer
+
+    from stages.encoding_kernel import Vocabulary
 
 Ids = npt.NDArray[np.uint32]
 
-# Contractions; words with one leading non-letter; digits; punctuation with line ends; white space.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,MAX_DIGITS}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-# The same for ASCII. A piece that meets another character, also across white space, is the last line's.
-PIECE = re.compile(
-    r"(?>'(?i:s|t|re|ve|m|ll|d)|[^\r\nA-Za-z0-9\x80-\U0010ffff]?+[A-Za-z]++|[0-9]++"
-    r"| ?+[^\sA-Za-z0-9\x80-\U0010ffff]++[\r\n]*+|\s*[\r\n]|\s+(?!\S)|\s+)(?!\s*+[\x80-\U0010ffff])"
-    r"|(?s:.+?[!-~](?= )|.+)",
-    re.ASCII,
-)
-MAX_IDS = 1 << 22  # in the table, which is forgotten then
-
-
-def pre_tokenizer(max_digits: int) -> PreTokenizer:
-    """Splits text by the pattern, and writes every byte as one printable character."""
-    from tokenizers import Regex, pre_tokenizers
-
-    pattern = Regex(SPLIT_PATTERN.replace("MAX_DIGITS", str(max_digits)))
-    split = pre_tokenizers.Split(pattern, behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+N_SLOTS = 1 << 19  # of the table: 16 MB, half as many pre-tokens
+CHUNK_BYTES = 8 << 20  # of text that is encoded at a time
+MAX_ID = 1 << 31
 
 
 class Encoder:
-    """Encodes batches of texts to the ids of `tokenizer.encode(text, add_special_tokens=False)`."""
+    """Encodes texts to the ids of `tokenizer.encode(text, add_special_tokens=False)`.
 
-    def __init__(self, tokenizer: Tokenizer):
+    Attributes:
+        compiled: how the kernels encode; None if they cannot, and the tokenizer itself does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_slots: int = N_SLOTS):
         self.tokenizer = tokenizer
-        self.by_pieces = cuts_at_pieces(tokenizer)
-        self._forget()
+        self.compiled = Compiled.of(tokenizer)
+        if self.compiled:
+            from stages.encoding_kernel import forget, new_table
 
-    def _forget(self) -> None:
-        self.numbers = _Numbers()
-        self.starts, self.lengths = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self.ids = np.zeros(0, np.uint32)
+            while n_slots < 4 * len(self.compiled.vocabulary.whole_ids):
+                n_slots *= 2
+            self.table = new_table(n_slots)
+            forget(self.table, self.compiled.vocabulary)
 
     def __call__(self, texts: list[str]) -> list[Ids]:
         """The ids of each text, uint32[n]."""
-        if not self.by_pieces:
-            return self._encode(texts)
-        if len(self.ids) > MAX_IDS:
-            self._forget()
-        pieces = [np.fromiter(map(self.numbers.__getitem__, PIECE.findall(text)), np.int64) for text in texts]
-        try:
-            self._learn(self.numbers.take_new())
-        except BaseException:  # pieces that have a number but no ids would give other pieces' ids to later texts
-            self._forget()
-            raise
-        return [self._gather(numbers) for numbers in pieces]
+        ids, id_offsets = self.encode_buffers(*text_buffers(pa.array(texts, pa.large_string())))
+        return np.split(ids, id_offsets[1:-1]) if texts else []
 
-    def _encode(self, texts: list[str]) -> list[Ids]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+    def encode_buffers(self, data: Bytes, offsets: Offsets) -> tuple[Ids, Offsets]:
+        """The ids of all texts end to end, uint32[n], and where those of each begin and end, int64[texts + 1]."""
+        parts: list[Ids] = []
+        id_offsets = np.zeros(len(offsets), np.int64)
+        first = 0
+        while first < len(offsets) - 1:
+            last = int(np.searchsorted(offsets, offsets[first] + CHUNK_BYTES, "right")) - 1
+            last = max(last, first + 1)  # a text that is longer stands alone
+            ids, ends = self._encode_chunk(data[offsets[first] : offsets[last]], offsets[first : last + 1])
+            id_offsets[first + 1 : last + 1] = id_offsets[first] + ends
+            parts.append(ids)
+            first = last
+        return np.concatenate(parts) if parts else np.empty(0, np.uint32), id_offsets
 
-    def _learn(self, pieces: list[str]) -> None:
-        encoded = self._encode(pieces)
-        lengths = np.array([len(ids) for ids in encoded], np.int64)
-        self.starts = np.concatenate([self.starts, len(self.ids) + np.cumsum(lengths) - lengths])
-        self.lengths = np.concatenate([self.lengths, lengths])
-        self.ids = np.concatenate([self.ids, *encoded])
+    def _encode_chunk(self, data: Bytes, offsets: Offsets) -> tuple[Ids, Offsets]:
+        """The ids, and where those of each text end."""
+        offsets = offsets - offsets[0]
+        if self.compiled is None:
+            encoded = self.tokenizer.encode_batch_fast(text_array(data, offsets).to_pylist(), add_special_tokens=False)
+            ends = np.cumsum([len(encoding.ids) for encoding in encoded])
+            return np.concatenate([np.asarray(encoding.ids, np.uint32) for encoding in encoded]), ends
+        if self.compiled.normalises and len(data) and data.max() >= 0x80:
+            normalise = self.tokenizer.normalizer.normalize_str
+            data, offsets = text_buffers(pa.array(map(normalise, text_array(data, offsets).to_pylist())))
+        from stages.byte_keys import words_of
+        from stages.encoding_kernel import encode_texts
 
-    def _gather(self, numbers: npt.NDArray[np.int64]) -> Ids:
-        lengths = self.lengths[numbers]
-        shifts = self.starts[numbers] - (np.cumsum(lengths) - lengths)
-        return self.ids[np.repeat(shifts, lengths) + np.arange(lengths.sum())]
-
-
-class _Numbers(dict[str, int]):
-    """Numbers distinct pieces in the order in which they are met."""
-
-    def __init__(self) -> None:
-        self.new: list[str] = []
-
-    def __missing__(self, piece: str) -> int:
-        number = self[piece] = len(self)
-        self.new.append(piece)
-        return number
-
-    def take_new(self) -> list[str]:
-        new, self.new = self.new, []
-        return new
+        data = data[:]
+        data.flags.writeable = False  # one type of array, so that the kernel is compiled once
+        ids, id_offsets = np.empty(len(data), np.uint32), np.zeros(len(offsets), np.int64)
+        style, max_digits = self.compiled.rule
+        vocabulary, table = self.compiled.vocabulary, self.table
+        classes, _ = tables()
+        count = encode_texts(
+            data, words_of(data), offsets, classes, style, max_digits, vocabulary, table, ids, id_offsets
+        )
+        return ids[:count].copy(), id_offsets[1:]
 
 
-def cuts_at_pieces(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer is one of ours: BPE over our split pattern, with nothing before or around it."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
+class Compiled(NamedTuple):
+    """A tokenizer as the kernels take it. `normalises`: text that is not ASCII becomes NFC first."""
 
-    described = json.loads(tokenizer.to_str())
-    max_digits = re.search(r"p\{N\}\{1,(\d+)\}", str(described["pre_tokenizer"]))
-    if max_digits is None or described["model"]["type"] != "BPE" or described["model"]["dropout"]:
-        return False
-    ours = Tokenizer(BPE())
-    ours.pre_tokenizer = pre_tokenizer(int(max_digits[1]))
+    rule: Rule
+    vocabulary: Vocabulary
+    normalises: bool
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Compiled | None:
+        """None if the kernels could give other ids than the tokenizer."""
+        described = json.loads(tokenizer.to_str())
+        rule = rule_of(described["pre_tokenizer"])
+        normalizer = described["normalizer"]
+        simple = (
+            rule is not None
+            and is_plain_bpe(described["model"])
+            and described["truncation"] is described["padding"] is None
+            and normalizer in (None, {"type": "NFC"})
+            and tokenizer.encode_special_tokens
+            and all(token["special"] for token in described["added_tokens"])
+        )
+        vocabulary = _vocabulary(described["model"]) if simple else None
+        return cls(rule, vocabulary, normalizer is not None) if rule and vocabulary else None
+
+
+def is_plain_bpe(model: dict[str, Any]) -> bool:
+    """Whether it is BPE that merges bytes and does nothing else."""
     return (
-        described["pre_tokenizer"] == json.loads(ours.to_str())["pre_tokenizer"]
-        and described["normalizer"] is described["truncation"] is described["padding"] is None
-        and tokenizer.encode_special_tokens
-        and all(token["special"] for token in described["added_tokens"])
+        model["type"] == "BPE"
+        and not model["dropout"]
+        and not model["continuing_subword_prefix"]
+        and not model["end_of_word_suffix"]
+        and not model["byte_fallback"]
+    )
+
+
+def _vocabulary(model: dict[str, Any]) -> Vocabulary | None:
+    """None if a byte has no id, an id is too large, or a pair is merged twice."""
+    from stages.byte_pairs import pair_table
+    from stages.encoding_kernel import LONGEST_KEPT, Vocabulary
+
+    id_of, byte_of = model["vocab"], {character: byte for byte, character in enumerate(byte_characters())}
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
+    if not all(character in id_of for character in byte_of) or max(id_of.values()) >= MAX_ID:
+        return None
+    if len(set(merges)) != len(merges):
+        return None
+    left, right, merged = (
+        np.array([id_of[token] for token in tokens], np.uint32)
+        for tokens in ([a for a, _ in merges], [b for _, b in merges], [a + b for a, b in merges])
+    )
+    byte_ids = np.array([id_of[character] for character in byte_of], np.uint32)
+    whole = {}
+    if model["ignore_merges"]:
+        whole = {
+            bytes(map(byte_of.__getitem__, token)): number
+            for token, number in id_of.items()
+            if token and byte_of.keys() >= set(token)
+        }
+        if any(len(token) > LONGEST_KEPT for token in whole):
+            return None
+    data = np.frombuffer(b"".join(whole), np.uint8)
+    offsets = np.cumsum([0, *map(len, whole)], dtype=np.int64)
+    return Vocabulary(
+        byte_ids, pair_table(left, right, merged), data, offsets, np.array(list(whole.values()), np.uint32)
     )

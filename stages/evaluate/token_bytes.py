@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import BadInput
-from stages.vocabulary import END_OF_TEXT, load_tokenizer
+from stages.vocabulary import byte_characters, load_tokenizer, roles_of
 
 END_OF_DOCUMENT = 256  # the byte symbols are 0 to 255
 
@@ -24,7 +24,7 @@ class TokenBytes:
     """The byte symbols of every token of a tokenizer.json.
 
     Attributes:
-        end_of_text: the id of <|endoftext|>.
+        end_of_text: the id of the token between documents.
         lengths: the number of symbols of each token, int64 [V]; 1 for end-of-text, 0 for other special tokens.
 
     Raises:
@@ -35,7 +35,7 @@ class TokenBytes:
         self.tokenizer = load_tokenizer(path)
         if type(self.tokenizer.decoder).__name__ != "ByteLevel":
             raise BadInput(f"{path}: not a byte-level tokenizer; run `dvc repro tokenizer`")
-        end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
+        end_of_text = self.tokenizer.token_to_id(roles_of(path).end_of_text)
         assert end_of_text is not None, "load_tokenizer has looked"
         self.end_of_text: int = end_of_text
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
@@ -64,13 +64,3 @@ class TokenBytes:
     def n_bytes(self, tokens: NDArray[np.int64]) -> int:
         """The number of bytes of the text of these tokens."""
         return int(self.lengths[tokens].sum() - (tokens == self.end_of_text).sum())
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte 0..255, as in GPT-2's encoder.
-
-    Printable bytes stand for themselves; the others take the characters from 256 on, in order.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

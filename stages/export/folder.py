@@ -21,11 +21,10 @@ from typing import Any
 from model.config import ModelConfig
 from stages.checkpoint import refused_by_system
 from stages.entry import write_json
-from stages.errors import BadInput
 from stages.export.own_code import own_settings, own_weights, write_code
 from stages.huggingface import to_huggingface
 from stages.huggingface_twins import twin_of
-from stages.vocabulary import END_OF_TEXT, PADDING
+from stages.vocabulary import roles_of
 
 
 def write_folder(
@@ -61,26 +60,24 @@ def write_tokenizer(folder: Path, tokenizer: Path, context_length: int) -> dict[
     from tokenizers import Tokenizer, processors
 
     ours = Tokenizer.from_file(str(tokenizer))
-    ids: dict[str, int] = {}
-    for token in (END_OF_TEXT, PADDING):
-        token_id = ours.token_to_id(token)
-        if token_id is None:
-            raise BadInput(f"data/tokenizer/tokenizer.json: has no token {token}; run `dvc repro tokenizer`")
-        ids[token] = token_id
+    end_of_text, padding = roles_of(tokenizer)
+    ids = {token: found for token in (end_of_text, padding) if (found := ours.token_to_id(token)) is not None}
     begin = processors.TemplateProcessing(
-        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B:1", special_tokens=[(END_OF_TEXT, ids[END_OF_TEXT])]
+        single=f"{end_of_text} $A", pair=f"{end_of_text} $A $B:1", special_tokens=[(end_of_text, ids[end_of_text])]
     )
-    ours.post_processor = processors.Sequence([ours.post_processor, begin]) if ours.post_processor else begin
+    # what another tokenizer puts around a text is not what training put there
+    keeps = type(ours.post_processor).__name__ == "ByteLevel"
+    ours.post_processor = processors.Sequence([ours.post_processor, begin]) if keeps else begin
     (folder / "tokenizer.json").write_text(ours.to_str(pretty=True) + "\n", encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": PADDING,
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "pad_token": padding,
         "padding_side": "left",
         "model_max_length": context_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
     write_json(folder / "tokenizer_config.json", settings)
-    return {"bos_token_id": ids[END_OF_TEXT], "eos_token_id": ids[END_OF_TEXT], "pad_token_id": ids[PADDING]}
+    return {"bos_token_id": ids[end_of_text], "eos_token_id": ids[end_of_text], "pad_token_id": ids[padding]}

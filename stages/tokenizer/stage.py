@@ -1,116 +1,69 @@
-"""Trains a byte-level BPE tokenizer (Sennrich et al., 2016) on the kept training documents.
+"""Makes data/tokenizer/tokenizer.json: trained on the kept training documents, or taken from a file.
 
-Special tokens take the first ids, then the 256 bytes, then merges by frequency, so no text is ever
-unknown. Text is first split as GPT-4 does: a word takes the space before it, digits come in groups of
-at most three, runs of spaces and line ends stay together. Example: "don't panic: 12345" splits into
-`don`, `'t`, ` panic`, `:`, ` `, `123`, `45`.
+Text is first split as GPT-4 does: a word takes the space before it, digits come in groups of at most
+three, runs of spaces and line ends stay together. Distinct pieces are counted, shard by shard
+(count.py), and merged by frequency (learn.py); ties go to the smaller ids, so equal text gives equal
+merges in any order and on any number of cores. What comes out is what Hugging Face's trainer would
+give, in the standard file that its `tokenizers` load.
 
-The trainer counts words and breaks ties by id, so equal text gives equal merges in any order and on
-any number of cores. Training and encoding are Hugging Face tokenizers' work; stages/encoding.py has
-the split pattern.
+A report says what the vocabulary is worth on a sample of the text (report.py).
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from stages.documents import kept_shards
-from stages.encoding import Encoder, pre_tokenizer
 from stages.entry import Job, write_json
 from stages.errors import BadInput
+from stages.kept import Part, kept_parts
+from stages.pretoken_rules import GPT4, Rule
 from stages.progress import progress
+from stages.tokenizer.given import take_file
 from stages.tokenizer.params import TokenizerParams
-from stages.vocabulary import SPECIAL_TOKENS
+from stages.tokenizer.sample import training_texts
+from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SAMPLE_CHARACTERS = 4_000_000  # about so much text is encoded for the metrics
-LONG = 1000
-RUN = re.compile(rf"[^\W\d_]{{{LONG}}}|\s{{{LONG}}}|(?:[^\w\s]|_){{{LONG}}}")
-
 
 def run(job: Job, tokenizer: TokenizerParams) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from stages.tokenizer.report import write_report
+    from stages.tokenizer.sample import read_sample
 
-    special = [*SPECIAL_TOKENS, *tokenizer.extra_special_tokens]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizer(tokenizer.max_digits)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=tokenizer.vocab_size,
-        min_frequency=tokenizer.min_frequency,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    total = 0
-    with progress("tokenizer: text read", None, "characters", scale=True) as bar:
-
-        def texts() -> Iterator[str]:
-            nonlocal total
-            for shard in training_texts(job.root):
-                for text in shard.to_pylist():
-                    total += len(text)
-                    bar.update(len(text))
-                    yield from without_long_runs(text)
-
-        bpe.train_from_iterator(texts(), trainer)
-    (job.staging / "tokenizer.json").write_text(bpe.to_str(pretty=True), encoding="utf-8")
-    bpe.encode_special_tokens = True
-    sample = every_nth(job.root, max(1, total // SAMPLE_CHARACTERS))
-    write_json(job.staging / "metrics.json", measure(bpe, len(special), sample))
-
-
-def training_texts(root: Path) -> Iterator[pa.ChunkedArray]:
-    """The kept documents of the training split, shard by shard.
-
-    Raises:
-        BadInput: there is none.
-    """
-    empty = True
-    for table in kept_shards(root / "data/clean/documents", root / "data/dedup/keep.parquet", ["text", "split"]):
-        texts = table.filter(pc.equal(table["split"], "train"))["text"]
-        empty = empty and not len(texts)
-        yield texts
-    if empty:
+    shards = kept_parts(job.root / "data/clean/documents", job.root / "data/dedup/keep.parquet")
+    path = job.staging / "tokenizer.json"
+    sample = read_sample(shards)
+    if not sample.texts:
         raise BadInput("data/dedup/keep.parquet keeps no training document; loosen clean or dedup in params.yaml")
+    if tokenizer.file:
+        take_file(tokenizer, job.root, path)
+    else:
+        path.write_text(trained(job, shards, tokenizer).to_str(pretty=True), encoding="utf-8")
+    metrics = write_report(job.staging, load_tokenizer(path), sample, tokenizer.compare, job.root)
+    write_json(job.staging / "metrics.json", metrics)
 
 
-def without_long_runs(text: str) -> Iterator[str]:
-    """The text, cut where it has thousands of letters, marks or white space in a row.
+def trained(job: Job, shards: Sequence[Part], params: TokenizerParams) -> Tokenizer:
+    """A tokenizer of the kept training documents."""
+    from stages.tokenizer import character, train
+    from stages.tokenizer.count import count_words
 
-    The trainer's time is quadratic in such a run: 110 s for 320,000 times the letter a.
-    """
-    start = 0
-    for place in range(LONG, len(text), LONG):
-        if RUN.match(text, place):
-            yield text[start:place]
-            start = place
-    yield text[start:]
-
-
-def every_nth(root: Path, n: int) -> list[str]:
-    """Every n-th training document."""
-    texts = itertools.chain.from_iterable(training_texts(root))
-    return [text.as_py() for text in itertools.islice(texts, 0, None, n)]
+    special = [*SPECIAL_TOKENS, *params.extra_special_tokens]
+    sizes = (special, params.vocab_size, params.min_frequency)
+    if params.type == "character":
+        return character.character_tokenizer(count_words(job, shards, character.RULE), *sizes)
+    rule = Rule(GPT4, params.max_digits)
+    if params.engine == "hf":
+        return train.by_huggingface(all_texts(shards), rule, *sizes)
+    return train.from_counts(count_words(job, shards, rule), rule, *sizes)
 
 
-def measure(bpe: Tokenizer, n_special: int, sample: list[str]) -> dict[str, float | int]:
-    """Bytes per token and the tokens that do not occur in these texts."""
-    used = np.zeros(bpe.get_vocab_size(), np.int64)
-    for ids in Encoder(bpe)(sample):
-        used += np.bincount(ids, minlength=len(used))
-    return {
-        "vocab_size": len(used),
-        "bytes_per_token": sum(len(text.encode()) for text in sample) / int(used.sum()),
-        "unused_tokens": int((used[n_special:] == 0).sum()),
-    }
+def all_texts(shards: Sequence[Part]) -> Iterator[str]:
+    with progress("tokenizer: text read", None, "characters", scale=True) as bar:
+        for shard in shards:
+            for table in training_texts(shard, ["text"]):
+                for text in table["text"].to_pylist():
+                    bar.update(len(text))
+                    yield text

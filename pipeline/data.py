@@ -98,33 +98,33 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
       millrace data validate
       millrace data validate ~/corpora/news --column content
     """
-    from pipeline.validate import check_file
     from stages.download.params import DownloadParams
+    from stages.execution import Execution
     from stages.params import ParamsFile
     from stages.sources import find_files
+    from stages.sources import validate as checked
 
-    params = DownloadParams()
-    if path is None or column is None:
-        params = ParamsFile(_root() / "params.yaml").section("download", DownloadParams)
-    include = "**/*" if path else params.include
-    files, others = find_files(path or _root() / params.inputs, include)
+    root = _root()
+    params = ParamsFile(root / "params.yaml")
+    download = params.section("download", DownloadParams)
+    inputs, include = path or root / download.inputs, "**/*" if path else download.include
+    files, others = find_files(inputs, include)
     if not files:
-        raise BadInput(f"{path or params.inputs}: no file of documents here")
-    checked = []
-    for file in files:
-        checked.append(check_file(file, column or params.text_column))
-        if not as_json:
-            for problem in checked[-1].problems:
-                click.echo(problem, err=True)
-    bad = sum(bool(file.problems) for file in checked)
+        raise BadInput(f"{path or download.inputs}: no file of documents here")
+    n_workers = params.section("execution", Execution).n_workers()
+    limit = round(download.max_document_mb * 1e6)
+    found = []
+    for file in checked(inputs, include, column or download.text_column, limit, n_workers):
+        found.append(file)
+        for problem in [] if as_json else file.problems:
+            click.echo(problem, err=True)
+    bad = sum(bool(file.problems) for file in found)
     if as_json:
-        click.echo(json.dumps({"files": [file._asdict() for file in checked], "left_out": others}, indent=2))
+        click.echo(json.dumps({"files": [file._asdict() for file in found], "left_out": others}, indent=2))
     else:
-        n_documents, n_bytes = sum(file.documents for file in checked), sum(file.bytes for file in checked)
+        n_documents, n_bytes = sum(file.documents for file in found), sum(file.bytes for file in found)
         left_out = f"; {len(others)} files of other kinds are left out" if others else ""
-        click.echo(
-            f"{len(files)} files, {n_documents:,} documents, {n_bytes:,} bytes of text; {bad} files are bad{left_out}"
-        )
+        click.echo(f"{len(found)} files, {n_documents:,} documents, {n_bytes:,} bytes of text; {bad} are bad{left_out}")
     if bad:
         sys.exit(BAD_INPUT)
 

@@ -102,7 +102,7 @@ def _measured(verdict: dict[str, Any]) -> str:
     value, threshold = verdict.get("value"), verdict.get("threshold")
     if value is None:
         return ""
-    limit = "" if threshold is None else f", where clean.{verdict['rule']} is {threshold:g}"
+    limit = "" if threshold is None else f", the limit is {threshold:g}"
     return f": measured {value:g}{limit}"
 
 

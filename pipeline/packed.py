@@ -23,12 +23,13 @@ def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
     import numpy as np
 
     from stages.tokens import TokenRows
-    from stages.vocabulary import load_tokenizer
+    from stages.vocabulary import load_tokenizer, roles_of
 
     rows = TokenRows(need(root, "pack") / split)
     if not 0 <= row < rows.n_rows:
         raise BadInput(f"row {row}: {split} has the rows 0 to {rows.n_rows - 1}")
-    tokenizer = load_tokenizer(need(root, "tokenizer") / "tokenizer.json")
+    path = need(root, "tokenizer") / "tokenizer.json"
+    tokenizer, end_of_text = load_tokenizer(path), roles_of(path).end_of_text
     batch = rows.batch(np.array([row]))
     documents, offsets = rows.origins(row)
     names = document_names(root, split, documents)
@@ -36,7 +37,7 @@ def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
     for number, (document, offset) in enumerate(zip(documents, offsets, strict=True)):
         slots = np.flatnonzero(batch.segments[0] == number)
         ids = batch.inputs[0, slots].tolist()
-        last = int(batch.labels[0, slots[-1]])
+        following = tokenizer.decode([int(batch.labels[0, slots[-1]])], skip_special_tokens=False)
         segments.append(
             {
                 "first_slot": int(slots[0]),
@@ -45,7 +46,8 @@ def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
                 "id": names.get(document),
                 "offset": offset,
                 "text": tokenizer.decode(ids, skip_special_tokens=False),
-                "next": tokenizer.decode([last], skip_special_tokens=False),
+                "next": following,
+                "ends": following == end_of_text,
                 "input_ids": ids,
             }
         )
@@ -72,8 +74,6 @@ def document_names(root: Path, split: str, numbers: list[int]) -> dict[int, str]
 
 def shown(facts: dict[str, Any]) -> list[str]:
     """The row as lines."""
-    from stages.vocabulary import END_OF_TEXT
-
     n_segments = len(facts["segments"])
     lines = [
         f"row {facts['row']} of {facts['split']}: {facts['slots']} slots, {n_segments} "
@@ -82,7 +82,7 @@ def shown(facts: dict[str, Any]) -> list[str]:
     for segment in facts["segments"]:
         slots = f"slots {segment['first_slot']}-{segment['last_slot']}"
         last = segment["offset"] + segment["last_slot"] - segment["first_slot"]
-        ends = "ends here" if segment["next"] == END_OF_TEXT else f"goes on with {segment['next']!r} in another row"
+        ends = "ends here" if segment["ends"] else f"goes on with {segment['next']!r} in another row"
         where = f"document {segment['document']} ({segment['id']}), its slots {segment['offset']}-{last}, {ends}"
         lines += ["", f"── {slots}: {where}", segment["text"]]
     return lines

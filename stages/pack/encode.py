@@ -33,7 +33,7 @@ from stages.kept import Part
 from stages.splits import SPLITS, Split
 from stages.tasks import Task, results
 from stages.utf8 import text_buffers
-from stages.vocabulary import END_OF_TEXT, load_tokenizer
+from stages.vocabulary import load_tokenizer, roles_of
 
 BATCH_BYTES = 1 << 20
 DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64())])
@@ -94,8 +94,8 @@ def encode_parts(job: Job, parts: Sequence[Part], tokenizer: TokenizerFile) -> E
 def encode_part(part: Part, folder: Path, tokenizer: TokenizerFile) -> None:
     """Writes SPLIT.tokens and SPLIT.parquet of each split, and test.sha256."""
     encoder = _encoder(tokenizer)
-    start = encoder.tokenizer.token_to_id(END_OF_TEXT)
-    assert start is not None, "load_tokenizer has looked"
+    start = encoder.tokenizer.token_to_id(roles_of(tokenizer.path).end_of_text)
+    assert start is not None, "roles_of has looked"
     with contextlib.ExitStack() as stack:
         tokens = {split: stack.enter_context((folder / f"{split}.tokens").open("wb")) for split in SPLITS}
         tables = {
@@ -105,7 +105,9 @@ def encode_part(part: Part, folder: Path, tokenizer: TokenizerFile) -> None:
         for batch in part.batches(["id", "text", "source", "split"]):
             for split in SPLITS:
                 for piece in by_bytes(batch.filter(pc.equal(batch["split"], split))):
-                    flat, lengths = with_starts(*encode_texts(encoder, piece["text"]), start, tokenizer.dtype)
+                    flat, lengths = with_starts(
+                        *encoder.encode_buffers(*text_buffers(piece["text"])), start, tokenizer.dtype
+                    )
                     tokens[split].write(flat.data)
                     columns = [piece["id"], piece["source"], pa.array(lengths)]
                     tables[split].write_batch(pa.record_batch(columns, schema=DOCUMENTS))
@@ -123,14 +125,6 @@ def by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         last = min(max(last, first + 1), batch.num_rows)
         yield batch.slice(first, last - first)
         first = last
-
-
-def encode_texts(encoder: Encoder, texts: pa.Array) -> tuple[Ids, npt.NDArray[np.int64]]:
-    """The ids of all texts end to end, and where each begins and the last one ends."""
-    ids = encoder(texts.to_pylist())
-    offsets = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum([len(own) for own in ids], out=offsets[1:])
-    return np.concatenate([*ids, np.zeros(0, np.uint32)]), offsets
 
 
 def with_starts(

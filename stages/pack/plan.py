@@ -9,9 +9,8 @@ many documents lose their beginning: T = 8 and 5, 4, 3 give row 0 = 5 + 3 of the
 
 A plan is a few arrays with about 30 bytes a document (best_fit; 8 for concat), and gives the segments
 of a range of rows when they are written: whoever writes a shard opens the plan and asks for its rows.
-What best_fit leaves empty depends on the lengths alone: pieces much shorter than T fill every gap, so
-padding is below 0.1% once there are some short ones; if all pieces are longer than T/2, no two of them
-share a row.
+What best_fit leaves empty depends on the lengths alone: the gap beside a piece just shorter than T takes
+only pieces shorter than the gap, so padding is what short pieces are too few for (docs/pack.md).
 """
 
 from __future__ import annotations

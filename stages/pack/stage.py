@@ -33,7 +33,7 @@ from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.progress import say
 from stages.splits import SPLITS, Split
 from stages.tokens import token_dtype
-from stages.vocabulary import END_OF_TEXT, PADDING, load_tokenizer
+from stages.vocabulary import load_tokenizer, roles_of
 
 
 def run(job: Job, pack: PackParams) -> None:
@@ -54,9 +54,8 @@ def run(job: Job, pack: PackParams) -> None:
     leaks = find_leaks(job.root, work / "reserved", job.execution.n_workers())
     warn_of(leaks)
     record = Record(job.staging / "documents", contaminated, leaks)
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    assert end_of_text is not None, "load_tokenizer has looked"
-    padding = tokenizer.token_to_id(PADDING) or 0
+    end_of_text, padding = (tokenizer.token_to_id(token) for token in roles_of(path))
+    assert end_of_text is not None and padding is not None, "roles_of has looked"
     format = RowFormat(pack.strategy, pack.context_length, vocab_size, str(dtype), end_of_text, padding)
     metrics: dict[str, int | float | str] = {
         "contaminated_documents": len(record.contaminated),

@@ -20,7 +20,7 @@ from stages.utf8 import Bytes, Offsets
 from stages.vocabulary import byte_characters
 
 N_BYTES = 256
-FIRST_PAIRS = 1 << 18
+FIRST_PAIRS, FIRST_BYTES, FIRST_PLACES = 1 << 18, 1 << 20, 1 << 16  # of the arrays, beyond what the words take
 GROWTH = 1.5
 MOST_CELLS = np.iinfo(np.int32).max
 
@@ -85,7 +85,7 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     steps = np.stack([starts[falls], counts[order][falls]], axis=1)
     tokens = np.zeros((max(vocab_size, n_special + N_BYTES) + 1, 2), np.int64)
     tokens[n_special + byte_ids] = np.stack([np.arange(N_BYTES), np.ones(N_BYTES, np.int64)], axis=1)
-    token_bytes = np.zeros(1 << 20, np.uint8)
+    token_bytes = np.zeros(FIRST_BYTES, np.uint8)
     token_bytes[:N_BYTES] = np.arange(N_BYTES)
     used = np.zeros(7, np.int64)
     used[merge_loop.N_TOKENS], used[merge_loop.N_BYTES] = n_special + N_BYTES, N_BYTES
@@ -97,7 +97,7 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
         pair_counts=np.empty(FIRST_PAIRS, np.int64),
         fresh=np.empty(FIRST_PAIRS, np.int32),
         lists=np.empty((FIRST_PAIRS, 2), np.int64),
-        places=np.empty(n_cells + (1 << 16), np.int32),
+        places=np.empty(n_cells + FIRST_PLACES, np.int32),
         queue=np.empty((FIRST_PAIRS, 3), np.int64),
         tokens=tokens,
         token_bytes=token_bytes,

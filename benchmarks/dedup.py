@@ -14,7 +14,7 @@ per CPU second, ours on the whole corpus.
 PYTHON has datatrove[processing] with spacy, rensa, datasketch 2 and pyarrow. What they do:
   datatrove   MinhashDedupSignature, Buckets, Cluster, Filter: 5-grams, 14 x 8, its own tokenizer and normaliser
   rensa       RMinHash of 112 hashes over 5-grams made in Python, RMinHashLSH with 28 bands, then its estimate >= 0.75
-  datasketch  MinHash of 112 hashes (affine32, update_batch) over the same 5-grams, MinHashLSH of 28 bands, then its estimate
+  datasketch  MinHash of 112 hashes (affine32, update_batch) over the same 5-grams, MinHashLSH, then its estimate
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def curve(corpus: Path) -> Iterator[str]:
     estimated = estimates(signatures, np.arange(half), np.arange(half, 2 * half)).astype(float)
     inner = (jaccards > 0.4) & (jaccards < 0.99)
     scores = (estimated - jaccards)[inner] / np.sqrt(jaccards * (1 - jaccards) / N_HASHES)[inner]
-    yield f"estimator: mean error {np.mean(estimated - jaccards):+.4f}, variance / (J(1-J)/{N_HASHES}) {scores.var():.3f}"
+    yield f"estimator: mean error {np.mean(estimated - jaccards):+.4f}, variance {scores.var():.3f} J(1-J)/{N_HASHES}"
     for bands, rows in ((14, 8), (28, 4)):
         keys = band_keys(signatures, bands)
         shared = (keys[:, :half] == keys[:, half:]).any(axis=0)

@@ -72,6 +72,8 @@ def datasketch(folder: Path, out: Path) -> list:
 
 
 def datatrove(folder: Path, out: Path) -> list:
+    import datatrove.utils.hashes.xxhash as hashes
+    import xxhash
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.dedup import MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
@@ -79,6 +81,8 @@ def datatrove(folder: Path, out: Path) -> list:
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.utils.hashing import HashConfig
 
+    # xxhash 4 takes no str any more, which datatrove 0.6 still gives it.
+    hashes.xxhash64 = lambda text: xxhash.xxh64_intdigest(text.encode())
     config = MinhashConfig(hash_config=HashConfig(precision=64), num_buckets=14, hashes_per_bucket=8, n_grams=NGRAM)
     work = out / "datatrove"
     kept: list = []
@@ -106,8 +110,6 @@ def datatrove(folder: Path, out: Path) -> list:
     ]
     for number, pipeline in enumerate(steps):
         tasks = 14 if number == 1 else 1
-        for step in pipeline if number != 1 else []:
-            step.__dict__.setdefault("rank", 0)
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(work / f"logs{number}")).run()
     return kept
 

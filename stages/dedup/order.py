@@ -55,10 +55,10 @@ def _in_order(sketches: Sketches, keys: npt.NDArray[np.uint64], positions: Posit
         exact[places] = np.load(sketches.folders[shard] / "exact.npy", mmap_mode="r")[rows]
         sizes[places] = np.load(sketches.folders[shard] / "sizes.npy", mmap_mode="r")[rows]
     shortness = np.iinfo(np.uint32).max - sizes
-    columns = {"key": keys, "size": shortness, "high": exact[:, 0], "low": exact[:, 1]}
-    batch = {**{name: arrow(values) for name, values in columns.items()}, "id": ids_of(sketches, positions)}
-    table = pa.Table.from_arrays(list(batch.values()), list(batch))
-    order = pc.sort_indices(table, [(name, "ascending") for name in batch])
+    columns: dict[str, np.ndarray] = {"key": keys, "size": shortness, "high": exact[:, 0], "low": exact[:, 1]}
+    arrays = [*map(arrow, columns.values()), ids_of(sketches, positions)]
+    table = pa.Table.from_arrays(arrays, [*columns, "id"])
+    order = pc.sort_indices(table, [(name, "ascending") for name in table.column_names])
     return positions[np.frombuffer(order.buffers()[1], np.uint64, len(order)).astype(np.int64)]
 
 

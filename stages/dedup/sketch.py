@@ -93,6 +93,8 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
                         wanted = batch if rows is None else _wanted(batch, first, rows)
                         first += len(batch)
                         yield from _pieces(wanted)
+                        if rows is not None and first > rows[-1]:
+                            return  # the rest of the shard need not be unpacked
                 first = last
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).split("\n")[0]

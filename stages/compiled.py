@@ -22,6 +22,7 @@ from typing import Any
 
 import numba
 from numba.core import caching
+from numba.np import linalg
 
 SHARED = Path(__file__).parent
 USES = b"stages.compiled import"
@@ -73,6 +74,11 @@ def cache_folder() -> Path:
     return folder
 
 
+def _no_blas() -> None:
+    raise ImportError("kernels multiply no matrices")
+
+
+linalg.ensure_blas = _no_blas  # else the first kernel of a process imports scipy, for a third of a second
 numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{Locator.__name__}"  # type: ignore[attr-defined]
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 inline_kernel = numba.njit(cache=True, inline="always", error_model="numpy")

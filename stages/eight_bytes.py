@@ -65,6 +65,13 @@ def letters_before_stop(packed: np.uint64) -> np.int64:
 
 
 @inline_kernel
+def zeros_before_byte(packed: np.uint64) -> np.int64:
+    """How many of eight bytes come before the first that is not 0; 8 if all are."""
+    return np.int64(trailing_zeros(packed) >> np.uint64(3))  # type: ignore[call-arg]
+
+
+@inline_kernel
 def first_bytes(packed: np.uint64, count: int) -> np.uint64:
-    """The first `count` (1 to 8) bytes, the others 0."""
-    return packed & (~np.uint64(0) >> np.uint64(64 - 8 * count))
+    """The first `count` (0 to 8) bytes, the others 0."""
+    low = (np.uint64(1) << (np.uint64(8 * count) & np.uint64(63))) - np.uint64(1)
+    return packed if count == 8 else packed & low

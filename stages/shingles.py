@@ -15,7 +15,6 @@ one to the next, and mixed. The normalisation decides what J means: a change get
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.compiled import inline_kernel, kernel
-from stages.eight_bytes import first_bytes, letters_before_stop, load, store
+from stages.eight_bytes import first_bytes, letters_before_stop, load, store, zeros_before_byte
 from stages.unicode import LETTER, LONE, MARK, NUMBER, UNICODE_SHA256, tables
 from stages.utf8 import Bytes, Offsets, decode
 
@@ -62,21 +61,11 @@ def shingle_texts(data: Bytes, offsets: Offsets, ngram: int) -> Shingled:
     data = data.view()
     data.flags.writeable = False  # one type for the compiler, whatever the buffer is
     shingles = np.empty(n_bytes // 2 + n_texts + 1, np.uint64)  # a word and its end are two bytes or more
-    normal = np.empty(n_bytes + n_bytes // 2 + 4 * n_texts + 16, np.uint8)  # lower case may take 3 bytes for 2
+    normal = np.empty(n_bytes + n_bytes // 2 + 4 * n_texts + 32, np.uint8)  # lower case may take 3 bytes for 2
     ends, normal_ends = np.zeros(n_texts + 1, np.int64), np.zeros(n_texts + 1, np.int64)
     classes, lower = tables()
-    _shingle(data, offsets, _ascii_words(), classes, lower, ngram, normal, normal_ends, shingles, ends)
+    _shingle(data, offsets, classes, lower, ngram, normal, normal_ends, shingles, ends)
     return Shingled(shingles[: ends[-1]], ends, normal[: normal_ends[-1]], normal_ends)
-
-
-@functools.lru_cache(maxsize=1)
-def _ascii_words() -> Bytes:
-    """Of each byte: ASCII that stands in words its lower case, other ASCII 0, any other byte itself; uint8[256]."""
-    classes, lower = tables()
-    found = np.arange(256, dtype=np.uint8)
-    found[:128] = np.where(classes[:128] & WORD, lower[:128], 0)
-    found[ord("_")] = ord("_")
-    return found
 
 
 @inline_kernel
@@ -127,6 +116,19 @@ def _encode(code: np.int32, out: Bytes, at: int) -> int:
     return 4
 
 
+@inline_kernel
+def _map_ascii(data, mapped):  # type: ignore[no-untyped-def]
+    """Of each byte: ASCII that stands in words its lower case, other ASCII 0, any other byte itself; 32 at a time."""
+    for place in range(len(data)):
+        byte = data[place]
+        lower = np.uint8(byte | 0x20) if np.uint8(byte - np.uint8(0x41)) < np.uint8(26) else byte
+        is_letter = np.uint8(lower - np.uint8(0x61)) < np.uint8(26)
+        is_other = (
+            (np.uint8(byte - np.uint8(0x30)) < np.uint8(10)) | (byte == np.uint8(0x5F)) | (byte >= np.uint8(0x80))
+        )
+        mapped[place] = lower if is_letter | is_other else np.uint8(0)
+
+
 @kernel
 def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no-untyped-def]
     """Copies the word that begins at `place` to normal[at:], if one does; for any characters.
@@ -155,7 +157,7 @@ def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no
 
 
 @kernel
-def _shingle(data, offsets, ascii_words, classes, lower, ngram, normal, normal_ends, shingles, ends):  # type: ignore[no-untyped-def]
+def _shingle(data, offsets, classes, lower, ngram, normal, normal_ends, shingles, ends):  # type: ignore[no-untyped-def]
     highest = np.uint64(1)
     for _ in range(ngram):
         highest *= MULTIPLIER
@@ -163,26 +165,32 @@ def _shingle(data, offsets, ascii_words, classes, lower, ngram, normal, normal_e
     longest = 0
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
-    mapped = np.empty(longest + 16, np.uint8)  # a text in which what is no ASCII word is 0, or 0x80 and above
+    mapped = np.empty(longest + 32, np.uint8)  # a text in which what is no ASCII word is 0, or 0x80 and above
     at = count = 0
     for text in range(len(offsets) - 1):
         begin, n_bytes = offsets[text], offsets[text + 1] - offsets[text]
-        for place in range(n_bytes):
-            mapped[place] = ascii_words[data[begin + place]]
-        mapped[n_bytes : n_bytes + 16] = 0
+        _map_ascii(data[begin : begin + n_bytes], mapped)
+        mapped[n_bytes : n_bytes + 32] = 0
         n_words = slot = place = 0
         rolled = np.uint64(0)
         while place < n_bytes:
-            if mapped[place] == 0:
-                place += 1
+            skipped = zeros_before_byte(load(mapped, place))
+            place += skipped
+            if skipped == 8 or place >= n_bytes:
                 continue
-            first, state, stop = at, SEED, 8
-            while stop == 8:
-                packed = load(mapped, place)
-                stop = letters_before_stop(packed)
+            # Sixteen bytes at a time and no branch on where the word ends, which nothing could predict.
+            first, state, stop = at, SEED, 16
+            while stop == 16:
+                packed, more = load(mapped, place), load(mapped, place + 8)
                 store(normal, at, packed)
-                if stop:
-                    state = _absorbed(state, first_bytes(packed, stop))
+                store(normal, at + 8, more)
+                stop = letters_before_stop(packed)
+                rest = letters_before_stop(more) if stop == 8 else 0
+                once = _absorbed(state, first_bytes(packed, stop))
+                twice = _absorbed(once, first_bytes(more, rest))
+                once = once if stop > 0 else state
+                state = twice if rest > 0 else once
+                stop += rest
                 at += stop
                 place += stop
             if mapped[place] == 0:

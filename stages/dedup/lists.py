@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from stages.dedup.decide import RULES, Components, Documents, Removals
 from stages.dedup.order import ids_of
-from stages.dedup.sketch import Sketches, read_batches
+from stages.dedup.sketch import Sketches, arrow, read_batches
+from stages.utf8 import text_array
 
 KEEP = pa.schema([("id", pa.string()), ("cluster", pa.string())])
 REMOVALS = pa.schema([("id", pa.string()), ("kept_id", pa.string()), ("rule", pa.string()), ("jaccard", pa.float64())])
@@ -50,15 +51,16 @@ class SortedWriter:
     def close(self) -> None:
         for part in self.parts:
             part.close()
-        waiting = self.schema.empty_table()
+        waiting: pa.Table | None = None
         with pq.ParquetWriter(self.path, self.schema, compression="zstd") as file:
             for number in range(len(self.parts)):
                 with pa.OSFile(str(self.folder / str(number))) as source:
                     part = pa.ipc.open_file(source).read_all().sort_by("id")
-                waiting = pa.concat_tables([waiting, part])
+                waiting = part if waiting is None else pa.concat_tables([waiting, part])
                 while len(waiting) > GROUP_ROWS:
                     file.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks(), row_group_size=GROUP_ROWS)
                     waiting = waiting.slice(GROUP_ROWS)
+            assert waiting is not None, "there is at least one part"
             file.write_table(waiting.combine_chunks(), row_group_size=GROUP_ROWS)
         shutil.rmtree(self.folder)
 
@@ -89,30 +91,35 @@ def write_lists(
         documents = numbers[sketches.starts[shard] : sketches.starts[shard + 1]].astype(np.int64)
         gone, places = removals.find(documents)
         clusters_here = ids_by_name(ids, documents, clusters.names(documents), named, names)
-        keep.add(pa.table([ids, clusters_here], schema=keep.schema).filter(pa.array(~gone)))
+        keep.add(pa.table([ids, clusters_here], schema=keep.schema).filter(arrow(~gone)))
         chosen = places[gone]
         columns = [
-            ids.filter(pa.array(gone)),
-            names.take(pa.array(np.searchsorted(named, removals.kept[chosen]))).cast(pa.string()),
-            pa.array(RULES).take(pa.array(removals.rules[chosen])),
-            pa.array(removals.jaccards[chosen]),
+            ids.filter(arrow(gone)),
+            names.take(arrow(np.searchsorted(named, removals.kept[chosen]))).cast(pa.string()),
+            rule_names().take(arrow(removals.rules[chosen])),
+            arrow(removals.jaccards[chosen]),
         ]
         removed.add(pa.table(columns, schema=removed.schema))
     keep.close()
     removed.close()
 
 
+def rule_names() -> pa.Array:
+    ends = np.cumsum([0, *map(len, RULES)])
+    return text_array(np.frombuffer("".join(RULES).encode(), np.uint8), ends).cast(pa.string())
+
+
 def ids_by_name(ids: pa.Array, documents: Documents, wanted: Documents, named: Documents, names: pa.Array) -> pa.Array:
     """The id of `wanted[i]` for each document i of a shard: mostly its own, else one of `names`."""
     own = documents == wanted
-    others = names.take(pa.array(np.searchsorted(named, wanted[~own]))).cast(pa.string())
-    return pc.replace_with_mask(ids, pa.array(~own), others)
+    others = names.take(arrow(np.searchsorted(named, wanted[~own]))).cast(pa.string())
+    return pc.replace_with_mask(ids, arrow(~own), others)
 
 
 def shard_ids(sketches: Sketches) -> Iterator[pa.Array]:
     for path in sketches.shards:
         batches = [batch.column("id").cast(pa.string()) for batch in read_batches(path, ["id"])]
-        yield pa.concat_arrays([*batches, pa.array([], pa.string())])
+        yield pa.concat_arrays([*batches, pa.nulls(0, pa.string())])
 
 
 def sample_cuts(sketches: Sketches) -> list[str]:
@@ -120,7 +127,7 @@ def sample_cuts(sketches: Sketches) -> list[str]:
     n_parts = -(-len(sketches) // PART_ROWS)
     if n_parts < 2:
         return []
-    sample = pa.concat_arrays([ids.take(pa.array(np.arange(0, len(ids), SAMPLE))) for ids in shard_ids(sketches)])
+    sample = pa.concat_arrays([ids.take(arrow(np.arange(0, len(ids), SAMPLE))) for ids in shard_ids(sketches)])
     ascending = sample.take(pc.array_sort_indices(sample)).to_pylist()
     return [ascending[len(ascending) * number // n_parts] for number in range(1, n_parts)]
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from stages.dedup.sketch import Numbers, Positions, Sketches, read_batches
+from stages.dedup.sketch import Numbers, Positions, Sketches, arrow, read_batches
 
 LARGEST_SIZE = (1 << 31) - 1
 NONE = np.uint32(0xFFFFFFFF)
@@ -54,22 +55,23 @@ def _in_order(sketches: Sketches, keys: npt.NDArray[np.uint64], positions: Posit
         exact[places] = np.load(sketches.folders[shard] / "exact.npy", mmap_mode="r")[rows]
         sizes[places] = np.load(sketches.folders[shard] / "sizes.npy", mmap_mode="r")[rows]
     shortness = np.iinfo(np.uint32).max - sizes
-    columns = {"key": keys, "size": shortness, "high": exact[:, 0], "low": exact[:, 1], "position": positions}
-    table = pa.table({**columns, "id": ids_of(sketches, positions)})
-    ascending = [(name, "ascending") for name in ("key", "size", "high", "low", "id")]
-    return table.sort_by(ascending).column("position").to_numpy()
+    columns: dict[str, np.ndarray] = {"key": keys, "size": shortness, "high": exact[:, 0], "low": exact[:, 1]}
+    arrays = [*map(arrow, columns.values()), ids_of(sketches, positions)]
+    table = pa.Table.from_arrays(arrays, [*columns, "id"])
+    order = pc.sort_indices(table, [(name, "ascending") for name in table.column_names])
+    return positions[np.frombuffer(order.buffers()[1], np.uint64, len(order)).astype(np.int64)]
 
 
 def ids_of(sketches: Sketches, positions: Positions) -> pa.Array:
     """The ids of documents, in the order of the positions."""
-    found, places_found = [pa.array([], pa.large_string())], [np.empty(0, np.int64)]
+    found, places_found = [pa.nulls(0, pa.large_string())], [np.empty(0, np.int64)]
     for shard, rows, places in sketches.by_shard(positions):
         ascending = np.argsort(rows, kind="stable")
         for batch in read_batches(sketches.shards[shard], ["id"], rows[ascending]):
             found.append(batch.column("id").cast(pa.large_string()))
         places_found.append(places[ascending])
     back = np.argsort(np.concatenate(places_found), kind="stable")
-    return pa.concat_arrays(found).take(pa.array(back))
+    return pa.concat_arrays(found).take(arrow(back))
 
 
 def load_positions(folder: Path) -> Numbers:

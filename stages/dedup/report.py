@@ -2,7 +2,7 @@
 
 Each removed document stands beside the kept one it was compared with, with the similarity that the signatures
 estimate and the exact one. Words they share are plain, words of one alone are marked. Long documents are
-shown from shortly before their first difference, 300 words of each: "(1,204 equal words)" stands for what is
+shown from shortly before their first difference, 200 words of each: "(1,204 equal words)" stands for what is
 skipped. The page needs no other file, and is small for any corpus: 20 clusters, 3 comparisons each.
 """
 
@@ -24,7 +24,7 @@ CLUSTERS = 20
 REMOVALS_PER_CLUSTER = 3
 OTHERS_NAMED = 100
 CHARACTERS_READ = 1_000_000
-WORDS_SHOWN = 300
+WORDS_SHOWN = 200
 WORDS_BEFORE = 20
 CHARACTERS_OF_WORD = 200
 STYLE = """

@@ -93,6 +93,8 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
                         wanted = batch if rows is None else _wanted(batch, first, rows)
                         first += len(batch)
                         yield from _pieces(wanted)
+                        if rows is not None and first > rows[-1]:
+                            return  # the rest of the shard need not be unpacked
                 first = last
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).split("\n")[0]
@@ -102,7 +104,13 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
 def _wanted(batch: pa.RecordBatch, first: int, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
     """The rows of a batch, which begins at row `first` of its shard, that are in `rows`."""
     begin, end = np.searchsorted(rows, [first, first + len(batch)])
-    return batch.take(pa.array(rows[begin:end] - first))
+    return batch.take(arrow(rows[begin:end] - first))
+
+
+def arrow(values: np.ndarray) -> pa.Array:
+    """A column over the same memory (bool: a copy). `pa.array` would import pandas, to see whether this is a series."""
+    bits = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(bits)])
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -92,10 +92,7 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     return Learning(
         cells=cells,
         steps=steps,
-        pair_slots=_free(2 * FIRST_PAIRS),
-        pairs=np.empty(FIRST_PAIRS, np.int64),
-        pair_counts=np.empty(FIRST_PAIRS, np.int64),
-        fresh=np.empty(FIRST_PAIRS, np.int32),
+        pairs=_free(2 * FIRST_PAIRS),
         lists=np.empty((FIRST_PAIRS, 2), np.int64),
         places=np.empty(n_cells + FIRST_PLACES, np.int32),
         queue=np.empty((FIRST_PAIRS, 3), np.int64),
@@ -107,18 +104,16 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     )
 
 
-def _free(n_slots: int) -> Numbers:
-    return np.full((n_slots, 2), -1, np.int64)
+def _free(n_pairs: int) -> Numbers:
+    return np.full((n_pairs, 4), -1, np.int64)
 
 
 def _grown(learning: Learning, short: int) -> Learning:
     """With more room in the array that is short of it."""
     if short == merge_loop.PAIRS_FULL:
-        pairs, n_pairs = _longer(learning.pairs), learning.used[merge_loop.N_PAIRS]
-        slots = _free(1 << (2 * len(pairs) - 1).bit_length())
-        merge_loop.fill_pair_slots(pairs[:n_pairs], slots)
-        counts, fresh = _longer(learning.pair_counts), _longer(learning.fresh)
-        return learning._replace(pairs=pairs, pair_slots=slots, pair_counts=counts, fresh=fresh)
+        pairs = _free(2 * len(learning.pairs))
+        merge_loop.move_pairs(learning.pairs, pairs)
+        return learning._replace(pairs=pairs)
     if short == merge_loop.LISTS_FULL:
         return learning._replace(lists=_longer(learning.lists), queue=_longer(learning.queue))
     if short == merge_loop.MERGES_FULL:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.entry import Failed
-from stages.tokenizer import merge_loop
+from stages.tokenizer import merge_loop, merge_queue
 from stages.tokenizer.merge_loop import Learning, Numbers
 from stages.utf8 import Bytes, Offsets
 from stages.vocabulary import byte_characters
@@ -76,7 +76,9 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     order = np.argsort(-counts, kind="stable")
     n_cells = len(data) + len(counts) + 1
     if n_cells > MOST_CELLS:
-        raise Failed(f"tokenizer: {len(data):,} bytes of distinct words are more than its merge loop can hold")
+        raise Failed(
+            f"tokenizer: {len(data):,} bytes of distinct words are more than its merge loop can hold; drop text without spaces in clean"
+        )
     cells = np.empty(n_cells, np.int32)
     byte_ids = byte_order()
     merge_loop.fill_cells(data, offsets, order, byte_ids + np.int32(n_special), cells)
@@ -122,7 +124,7 @@ def _grown(learning: Learning, short: int) -> Learning:
         return learning._replace(token_bytes=_longer(learning.token_bytes))
     queue = learning.queue[: learning.used[merge_loop.N_QUEUED]]
     keys = np.zeros(learning.used[merge_loop.N_LISTS], np.int64)
-    keys[queue[:, merge_loop.LIST]] = queue[:, merge_loop.KEY]
+    keys[queue[:, merge_queue.LIST]] = queue[:, merge_queue.KEY]
     merge_loop.drop_stale_places(learning, keys)
     if learning.used[merge_loop.N_PLACES] > len(learning.places) / GROWTH:
         return learning._replace(places=_longer(learning.places))

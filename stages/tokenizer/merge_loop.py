@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from stages.byte_keys import LOW_HALF, Slots, any_key_of, mixed, slot_of
 from stages.compiled import inline_kernel, inner_kernel, kernel
+from stages.tokenizer.merge_queue import COUNT, KEY, LIST, dequeue, enqueue, sift_down
 from stages.utf8 import Bytes, Offsets
 
 Cells = npt.NDArray[np.int32]
@@ -32,7 +33,6 @@ SEPARATOR = -1
 N_PAIRS, N_LISTS, N_PLACES, N_QUEUED, N_TOKENS, N_MERGES, N_BYTES = range(7)
 PAIR, PAIR_COUNT, FRESH = range(3)  # columns of pairs
 DONE, PAIRS_FULL, LISTS_FULL, PLACES_FULL, MERGES_FULL, BYTES_FULL = range(6)
-COUNT, KEY, LIST = range(3)  # columns of the queue
 
 
 class Learning(NamedTuple):
@@ -137,7 +137,8 @@ def new_list(learning: Learning, row: int) -> None:
     used[N_PLACES] += pairs[row, FRESH]
     used[N_LISTS] += 1
     pairs[row, FRESH] = -1 - this
-    enqueue(learning.queue, used, pairs[row, PAIR_COUNT], pairs[row, PAIR], this)
+    enqueue(learning.queue, used[N_QUEUED], pairs[row, PAIR_COUNT], pairs[row, PAIR], this)
+    used[N_QUEUED] += 1
 
 
 @inline_kernel
@@ -182,7 +183,8 @@ def learn_merges(learning: Learning, vocab_size: int, min_frequency: int) -> int
         short = what_is_short(learning, this, learning.tokens[left, 1] + learning.tokens[right, 1])
         if short:
             return short
-        dequeue(queue, used)
+        used[N_QUEUED] -= 1
+        dequeue(queue, used[N_QUEUED])
         token = token_of(learning, left, right)
         merges = learning.merges
         merges[used[N_MERGES], 0], merges[used[N_MERGES], 1], merges[used[N_MERGES], 2] = left, right, token
@@ -304,53 +306,3 @@ def drop_stale_places(learning: Learning, keys: Numbers) -> None:
                 at += 1
         lists[this, 1] = at - lists[this, 0]
     learning.used[N_PLACES] = at
-
-
-@inline_kernel
-def comes_first(queue: Numbers, one: int, other: int) -> bool:
-    """More frequent, then smaller ids, then the older list."""
-    if queue[one, COUNT] != queue[other, COUNT]:
-        return queue[one, COUNT] > queue[other, COUNT]
-    if queue[one, KEY] != queue[other, KEY]:
-        return queue[one, KEY] < queue[other, KEY]
-    return queue[one, LIST] < queue[other, LIST]
-
-
-@inline_kernel
-def exchange(queue: Numbers, one: int, other: int) -> None:
-    for column in range(3):
-        queue[one, column], queue[other, column] = queue[other, column], queue[one, column]
-
-
-@inner_kernel
-def enqueue(queue: Numbers, used: Numbers, count: int, key: int, this: int) -> None:
-    place = used[N_QUEUED]
-    queue[place, COUNT], queue[place, KEY], queue[place, LIST] = count, key, this
-    used[N_QUEUED] += 1
-    while place > 0 and comes_first(queue, place, (place - 1) >> 1):
-        exchange(queue, place, (place - 1) >> 1)
-        place = (place - 1) >> 1
-
-
-@inner_kernel
-def dequeue(queue: Numbers, used: Numbers) -> None:
-    """Removes the first."""
-    used[N_QUEUED] -= 1
-    exchange(queue, 0, used[N_QUEUED])
-    sift_down(queue, used[N_QUEUED])
-
-
-@inner_kernel
-def sift_down(queue: Numbers, size: int) -> None:
-    """Moves the first to where it belongs."""
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and comes_first(queue, child + 1, child):
-            child += 1
-        if not comes_first(queue, child, place):
-            break
-        exchange(queue, place, child)
-        place = child

@@ -59,15 +59,14 @@ def learn(
     while short := merge_loop.learn_merges(learning, vocab_size, min_frequency):
         learning = _grown(learning, short)
     n_merges, n_tokens = learning.used[merge_loop.N_MERGES], learning.used[merge_loop.N_TOKENS]
-    places: dict[
-        tuple[int, int], bool
-    ] = {}  # of a pair that is merged twice, which it takes a pair of other bytes for, the last merge counts
+    # a pair may be merged twice, when two merges made one of its tokens: as in Hugging Face, the last time counts
+    pairs: dict[tuple[int, int], bool] = {}
     for left, right, _ in learning.merges[:n_merges].tolist():
-        places.pop((left, right), None)
-        places[left, right] = True
+        pairs.pop((left, right), None)
+        pairs[left, right] = True
     text = learning.token_bytes.tobytes()
     tokens = [text[start : start + length] for start, length in learning.tokens[n_special:n_tokens].tolist()]
-    return Merges(tokens, list(places))
+    return Merges(tokens, list(pairs))
 
 
 def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab_size: int) -> Learning:
@@ -77,7 +76,8 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     n_cells = len(data) + len(counts) + 1
     if n_cells > MOST_CELLS:
         raise Failed(
-            f"tokenizer: {len(data):,} bytes of distinct words are more than its merge loop can hold; drop text without spaces in clean"
+            f"tokenizer: {len(data):,} bytes of distinct words are more than the merge loop can hold; drop text "
+            "without spaces in clean, or take less text"
         )
     cells = np.empty(n_cells, np.int32)
     byte_ids = byte_order()

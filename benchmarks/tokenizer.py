@@ -135,7 +135,7 @@ def encode_millrace(options: argparse.Namespace) -> Callable[[], Any]:
     Encoder(tokenizer)([WARM_TEXT])
     encoder = Encoder(tokenizer)
     return lambda: ids_digest(
-        (encoder.encode_buffers(*text_buffers(column))[0] for column in training_columns(*of(options)))
+        encoder.encode_buffers(*text_buffers(column))[0] for column in training_columns(*of(options))
     )
 
 

@@ -84,5 +84,7 @@ kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 inline_kernel = numba.njit(cache=True, inline="always", error_model="numpy")
 """The same, copied into each kernel that calls it."""
 
-inner_kernel = numba.njit(cache=True, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner_kernel = numba.njit(  # type: ignore[call-overload]
+    cache=True, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 """For kernels that only kernels call: without what Python would call them by, they compile in half the time."""

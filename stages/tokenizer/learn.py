@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.entry import Failed
-from stages.tokenizer import merge_loop
+from stages.tokenizer import merge_loop, merge_queue
 from stages.tokenizer.merge_loop import Learning, Numbers
 from stages.utf8 import Bytes, Offsets
 from stages.vocabulary import byte_characters
@@ -59,15 +59,14 @@ def learn(
     while short := merge_loop.learn_merges(learning, vocab_size, min_frequency):
         learning = _grown(learning, short)
     n_merges, n_tokens = learning.used[merge_loop.N_MERGES], learning.used[merge_loop.N_TOKENS]
-    places: dict[
-        tuple[int, int], bool
-    ] = {}  # of a pair that is merged twice, which it takes a pair of other bytes for, the last merge counts
+    # a pair may be merged twice, when two merges made one of its tokens: as in Hugging Face, the last time counts
+    pairs: dict[tuple[int, int], bool] = {}
     for left, right, _ in learning.merges[:n_merges].tolist():
-        places.pop((left, right), None)
-        places[left, right] = True
+        pairs.pop((left, right), None)
+        pairs[left, right] = True
     text = learning.token_bytes.tobytes()
     tokens = [text[start : start + length] for start, length in learning.tokens[n_special:n_tokens].tolist()]
-    return Merges(tokens, list(places))
+    return Merges(tokens, list(pairs))
 
 
 def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab_size: int) -> Learning:
@@ -76,7 +75,10 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     order = np.argsort(-counts, kind="stable")
     n_cells = len(data) + len(counts) + 1
     if n_cells > MOST_CELLS:
-        raise Failed(f"tokenizer: {len(data):,} bytes of distinct words are more than its merge loop can hold")
+        raise Failed(
+            f"tokenizer: {len(data):,} bytes of distinct words are more than the merge loop can hold; drop text "
+            "without spaces in clean, or take less text"
+        )
     cells = np.empty(n_cells, np.int32)
     byte_ids = byte_order()
     merge_loop.fill_cells(data, offsets, order, byte_ids + np.int32(n_special), cells)
@@ -92,10 +94,7 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     return Learning(
         cells=cells,
         steps=steps,
-        pair_slots=_free(2 * FIRST_PAIRS),
-        pairs=np.empty(FIRST_PAIRS, np.int64),
-        pair_counts=np.empty(FIRST_PAIRS, np.int64),
-        fresh=np.empty(FIRST_PAIRS, np.int32),
+        pairs=_free(2 * FIRST_PAIRS),
         lists=np.empty((FIRST_PAIRS, 2), np.int64),
         places=np.empty(n_cells + FIRST_PLACES, np.int32),
         queue=np.empty((FIRST_PAIRS, 3), np.int64),
@@ -107,18 +106,16 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
     )
 
 
-def _free(n_slots: int) -> Numbers:
-    return np.full((n_slots, 2), -1, np.int64)
+def _free(n_pairs: int) -> Numbers:
+    return np.full((n_pairs, 4), -1, np.int64)
 
 
 def _grown(learning: Learning, short: int) -> Learning:
     """With more room in the array that is short of it."""
     if short == merge_loop.PAIRS_FULL:
-        pairs, n_pairs = _longer(learning.pairs), learning.used[merge_loop.N_PAIRS]
-        slots = _free(1 << (2 * len(pairs) - 1).bit_length())
-        merge_loop.fill_pair_slots(pairs[:n_pairs], slots)
-        counts, fresh = _longer(learning.pair_counts), _longer(learning.fresh)
-        return learning._replace(pairs=pairs, pair_slots=slots, pair_counts=counts, fresh=fresh)
+        pairs = _free(2 * len(learning.pairs))
+        merge_loop.move_pairs(learning.pairs, pairs)
+        return learning._replace(pairs=pairs)
     if short == merge_loop.LISTS_FULL:
         return learning._replace(lists=_longer(learning.lists), queue=_longer(learning.queue))
     if short == merge_loop.MERGES_FULL:
@@ -127,7 +124,7 @@ def _grown(learning: Learning, short: int) -> Learning:
         return learning._replace(token_bytes=_longer(learning.token_bytes))
     queue = learning.queue[: learning.used[merge_loop.N_QUEUED]]
     keys = np.zeros(learning.used[merge_loop.N_LISTS], np.int64)
-    keys[queue[:, merge_loop.LIST]] = queue[:, merge_loop.KEY]
+    keys[queue[:, merge_queue.LIST]] = queue[:, merge_queue.KEY]
     merge_loop.drop_stale_places(learning, keys)
     if learning.used[merge_loop.N_PLACES] > len(learning.places) / GROWTH:
         return learning._replace(places=_longer(learning.places))

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from stages.byte_keys import LOW_HALF, Slots, any_key_of, mixed, slot_of
 from stages.compiled import inline_kernel, inner_kernel, kernel
+from stages.tokenizer.merge_queue import COUNT, KEY, LIST, dequeue, enqueue, sift_down
 from stages.utf8 import Bytes, Offsets
 
 Cells = npt.NDArray[np.int32]
@@ -30,8 +31,8 @@ Numbers = npt.NDArray[np.int64]
 
 SEPARATOR = -1
 N_PAIRS, N_LISTS, N_PLACES, N_QUEUED, N_TOKENS, N_MERGES, N_BYTES = range(7)
+PAIR, PAIR_COUNT, FRESH = range(3)  # columns of pairs
 DONE, PAIRS_FULL, LISTS_FULL, PLACES_FULL, MERGES_FULL, BYTES_FULL = range(6)
-COUNT, KEY, LIST = range(3)  # columns of the queue
 
 
 class Learning(NamedTuple):
@@ -40,8 +41,8 @@ class Learning(NamedTuple):
     Attributes:
         cells: the words.
         steps: [n, 2]: from which cell on words have which count; words come by falling count.
-        pair_slots: [capacity, 2]: open addressing; left << 32 | right, -1 where free, and the pair's number.
-        pairs, pair_counts, fresh: of each pair its key, its count, and the places it got from the present merge.
+        pairs: [capacity, 4]: open addressing: left << 32 | right, -1 where free; the count; and how many places the
+            pair got from the present merge, or -1 - its new list.
         lists: [n, 2]: where in `places` each list begins, and its length; the pair follows from the queue.
         places: cells where pairs stand.
         queue: [n, 3]: a heap of count, pair, list.
@@ -53,10 +54,7 @@ class Learning(NamedTuple):
 
     cells: Cells
     steps: Numbers
-    pair_slots: Numbers
     pairs: Numbers
-    pair_counts: Numbers
-    fresh: Cells
     lists: Numbers
     places: Cells
     queue: Numbers
@@ -81,66 +79,66 @@ def fill_cells(data: Bytes, offsets: Offsets, order: Numbers, byte_ids: Cells, c
 
 
 @inner_kernel
-def pair_number(learning: Learning, left: int, right: int) -> int:
-    """The number of a pair, a new one if it was never seen."""
+def pair_at(pairs: Numbers, used: Numbers, left: int, right: int) -> int:
+    """The row of a pair, a new one if it was never seen."""
     key = np.int64(left) << 32 | np.int64(right)
-    slots, used = learning.pair_slots, learning.used
-    mask = len(slots) - 1
-    place = mixed(key) & mask
-    while slots[place, 0] != key:
-        if slots[place, 0] == -1:
-            slots[place, 0], slots[place, 1] = key, used[N_PAIRS]
-            learning.pairs[used[N_PAIRS]] = key
-            learning.pair_counts[used[N_PAIRS]] = 0
-            learning.fresh[used[N_PAIRS]] = 0
+    mask = len(pairs) - 1
+    row = mixed(key) & mask
+    while pairs[row, PAIR] != key:
+        if pairs[row, PAIR] == -1:
+            pairs[row, PAIR], pairs[row, PAIR_COUNT], pairs[row, FRESH] = key, 0, 0
             used[N_PAIRS] += 1
             break
-        place = (place + 1) & mask
-    return slots[place, 1]
+        row = (row + 1) & mask
+    return row
 
 
 @kernel
-def fill_pair_slots(pairs: Numbers, pair_slots: Numbers) -> None:
-    """Enters pairs, numbered as they stand, into free slots."""
-    mask = len(pair_slots) - 1
-    for number in range(len(pairs)):
-        place = mixed(pairs[number]) & mask
-        while pair_slots[place, 0] != -1:
-            place = (place + 1) & mask
-        pair_slots[place, 0], pair_slots[place, 1] = pairs[number], number
+def move_pairs(old: Numbers, new: Numbers) -> None:
+    """Enters all pairs into free rows."""
+    mask = len(new) - 1
+    for row in range(len(old)):
+        if old[row, PAIR] != -1:
+            to = mixed(old[row, PAIR]) & mask
+            while new[to, PAIR] != -1:
+                to = (to + 1) & mask
+            for column in range(3):
+                new[to, column] = old[row, column]
 
 
 @kernel
 def count_first_pairs(learning: Learning) -> None:
     """Counts the pairs of bytes, and lists and queues them."""
-    cells, steps = learning.cells, learning.steps
+    cells, steps, pairs, used = learning.cells, learning.steps, learning.pairs, learning.used
     step = 0
     for place in range(1, len(cells) - 1):
         if cells[place] != SEPARATOR and cells[place + 1] != SEPARATOR:
             step = step_of(steps, step, place)
-            number = pair_number(learning, cells[place], cells[place + 1])
-            learning.pair_counts[number] += steps[step, 1]
-            learning.fresh[number] += 1
-    n_pairs = learning.used[N_PAIRS]
-    lists = np.empty(n_pairs, np.int64)
-    for number in range(n_pairs):
-        lists[number] = new_list(learning, number)
+            row = pair_at(pairs, used, cells[place], cells[place + 1])
+            pairs[row, PAIR_COUNT] += steps[step, 1]
+            pairs[row, FRESH] += 1
+    for row in range(len(pairs)):
+        if pairs[row, PAIR] != -1:
+            new_list(learning, row)
     for place in range(1, len(cells) - 1):
         if cells[place] != SEPARATOR and cells[place + 1] != SEPARATOR:
-            append(learning, lists[pair_number(learning, cells[place], cells[place + 1])], place)
+            row = pair_at(pairs, used, cells[place], cells[place + 1])
+            append(learning, -1 - pairs[row, FRESH], place)
+    for row in range(len(pairs)):
+        pairs[row, FRESH] = 0
 
 
 @inner_kernel
-def new_list(learning: Learning, number: int) -> int:
-    """A list with place for what a pair has got in this merge, queued with the count of the pair."""
-    used = learning.used
-    this, count = used[N_LISTS], learning.pair_counts[number]
+def new_list(learning: Learning, row: int) -> None:
+    """A list with room for what a pair has got in this merge, queued with the count of the pair."""
+    used, pairs = learning.used, learning.pairs
+    this = used[N_LISTS]
     learning.lists[this, 0], learning.lists[this, 1] = used[N_PLACES], 0
-    used[N_PLACES] += learning.fresh[number]
+    used[N_PLACES] += pairs[row, FRESH]
     used[N_LISTS] += 1
-    learning.fresh[number] = 0
-    enqueue(learning.queue, used, count, learning.pairs[number], this)
-    return this
+    pairs[row, FRESH] = -1 - this
+    enqueue(learning.queue, used[N_QUEUED], pairs[row, PAIR_COUNT], pairs[row, PAIR], this)
+    used[N_QUEUED] += 1
 
 
 @inline_kernel
@@ -175,8 +173,7 @@ def learn_merges(learning: Learning, vocab_size: int, min_frequency: int) -> int
     while used[N_TOKENS] < vocab_size and used[N_QUEUED]:
         key, this = queue[0, KEY], queue[0, LIST]
         left, right = key >> 32, key & LOW_HALF
-        number = pair_number(learning, left, right)
-        count = learning.pair_counts[number]
+        count = learning.pairs[pair_at(learning.pairs, used, left, right), PAIR_COUNT]
         if count != queue[0, COUNT]:
             queue[0, COUNT] = count
             sift_down(queue, used[N_QUEUED])
@@ -186,7 +183,8 @@ def learn_merges(learning: Learning, vocab_size: int, min_frequency: int) -> int
         short = what_is_short(learning, this, learning.tokens[left, 1] + learning.tokens[right, 1])
         if short:
             return short
-        dequeue(queue, used)
+        used[N_QUEUED] -= 1
+        dequeue(queue, used[N_QUEUED])
         token = token_of(learning, left, right)
         merges = learning.merges
         merges[used[N_MERGES], 0], merges[used[N_MERGES], 1], merges[used[N_MERGES], 2] = left, right, token
@@ -201,7 +199,7 @@ def what_is_short(learning: Learning, this: int, n_bytes: int) -> int:
     two for each place."""
     used, n_places = learning.used, 2 * learning.lists[this, 1]
     n_pairs = min(n_places, 2 * used[N_TOKENS] + 2)
-    if used[N_PAIRS] + n_pairs > len(learning.pairs):
+    if 2 * (used[N_PAIRS] + n_pairs) > len(learning.pairs):
         return PAIRS_FULL
     if used[N_LISTS] + n_pairs > len(learning.lists) or used[N_QUEUED] + n_pairs > len(learning.queue):
         return LISTS_FULL
@@ -239,7 +237,7 @@ def token_of(learning: Learning, left: int, right: int) -> int:
 @inner_kernel
 def merge_places(learning: Learning, this: int, left: int, right: int, token: int) -> None:
     """Merges a pair at all places of a list, from left to right, and lists the pairs that this makes."""
-    cells, tokens, counts, fresh = learning.cells, learning.tokens, learning.pair_counts, learning.fresh
+    cells, tokens, pairs, used = learning.cells, learning.tokens, learning.pairs, learning.used
     start, n_places = learning.lists[this, 0], learning.lists[this, 1]
     made, n_made, step = np.empty((2 * n_places, 2), np.int32), 0, 0
     for at in range(start, start + n_places):
@@ -253,22 +251,22 @@ def merge_places(learning: Learning, this: int, left: int, right: int, token: in
         if before != SEPARATOR:
             before_at = place - 1 if before >= 0 else place + before
             before = cells[before_at]
-            counts[pair_number(learning, before, left)] -= count
-            number = pair_number(learning, before, token)
-            counts[number] += count
-            fresh[number] += 1
-            made[n_made, 0], made[n_made, 1] = number, before_at
+            pairs[pair_at(pairs, used, before, left), PAIR_COUNT] -= count
+            row = pair_at(pairs, used, before, token)
+            pairs[row, PAIR_COUNT] += count
+            pairs[row, FRESH] += 1
+            made[n_made, 0], made[n_made, 1] = row, before_at
             n_made += 1
         end = middle + tokens[right, 1]
         cells[place], cells[middle] = token, SEPARATOR  # a middle that is no last cell is never looked at
         cells[end - 1] = place - end
         after = cells[end]
         if after != SEPARATOR:
-            counts[pair_number(learning, right, after)] -= count
-            number = pair_number(learning, token, after)
-            counts[number] += count
-            fresh[number] += 1
-            made[n_made, 0], made[n_made, 1] = number, place
+            pairs[pair_at(pairs, used, right, after), PAIR_COUNT] -= count
+            row = pair_at(pairs, used, token, after)
+            pairs[row, PAIR_COUNT] += count
+            pairs[row, FRESH] += 1
+            made[n_made, 0], made[n_made, 1] = row, place
             n_made += 1
     learning.lists[this, 1] = 0
     list_made(learning, made, n_made)
@@ -276,16 +274,16 @@ def merge_places(learning: Learning, this: int, left: int, right: int, token: in
 
 @inner_kernel
 def list_made(learning: Learning, made: Cells, n_made: int) -> None:
-    """Lists the places of new pairs: the first rows of `made`, pair and place."""
-    fresh = learning.fresh
+    """Lists the places of new pairs: the first rows of `made`, row of the pair and place."""
+    pairs = learning.pairs
     for at in range(n_made):
-        number = made[at, 0]
-        if fresh[number] > 0 and learning.pair_counts[number] > 0:
-            fresh[number] = -1 - new_list(learning, number)
-        if fresh[number] < 0:
-            append(learning, -1 - fresh[number], made[at, 1])
+        row = made[at, 0]
+        if pairs[row, FRESH] > 0 and pairs[row, PAIR_COUNT] > 0:
+            new_list(learning, row)
+        if pairs[row, FRESH] < 0:
+            append(learning, -1 - pairs[row, FRESH], made[at, 1])
     for at in range(n_made):
-        fresh[made[at, 0]] = 0
+        pairs[made[at, 0], FRESH] = 0
 
 
 @kernel
@@ -308,53 +306,3 @@ def drop_stale_places(learning: Learning, keys: Numbers) -> None:
                 at += 1
         lists[this, 1] = at - lists[this, 0]
     learning.used[N_PLACES] = at
-
-
-@inline_kernel
-def comes_first(queue: Numbers, one: int, other: int) -> bool:
-    """More frequent, then smaller ids, then the older list."""
-    if queue[one, COUNT] != queue[other, COUNT]:
-        return queue[one, COUNT] > queue[other, COUNT]
-    if queue[one, KEY] != queue[other, KEY]:
-        return queue[one, KEY] < queue[other, KEY]
-    return queue[one, LIST] < queue[other, LIST]
-
-
-@inline_kernel
-def exchange(queue: Numbers, one: int, other: int) -> None:
-    for column in range(3):
-        queue[one, column], queue[other, column] = queue[other, column], queue[one, column]
-
-
-@inner_kernel
-def enqueue(queue: Numbers, used: Numbers, count: int, key: int, this: int) -> None:
-    place = used[N_QUEUED]
-    queue[place, COUNT], queue[place, KEY], queue[place, LIST] = count, key, this
-    used[N_QUEUED] += 1
-    while place > 0 and comes_first(queue, place, (place - 1) >> 1):
-        exchange(queue, place, (place - 1) >> 1)
-        place = (place - 1) >> 1
-
-
-@inner_kernel
-def dequeue(queue: Numbers, used: Numbers) -> None:
-    """Removes the first."""
-    used[N_QUEUED] -= 1
-    exchange(queue, 0, used[N_QUEUED])
-    sift_down(queue, used[N_QUEUED])
-
-
-@inner_kernel
-def sift_down(queue: Numbers, size: int) -> None:
-    """Moves the first to where it belongs."""
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and comes_first(queue, child + 1, child):
-            child += 1
-        if not comes_first(queue, child, place):
-            break
-        exchange(queue, place, child)
-        place = child

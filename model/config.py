@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 from model.pattern import expand
 
 VOCABULARY_MULTIPLE = 128
-MOST_LAYERS = 10_000  # beyond any model; a slip of the keyboard is refused before it takes all memory
 
 
 class Sizes(NamedTuple):

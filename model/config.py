@@ -17,7 +17,7 @@ VOCABULARY_MULTIPLE = 128
 
 
 class Sizes(NamedTuple):
-    """What a preset sets."""
+    """What a preset sets, besides `layer_pattern` (PATTERNS)."""
 
     n_layers: int
     hidden_size: int
@@ -33,10 +33,12 @@ PRESETS = {
     "d36": Sizes(36, 1280, 20, 20),
     "d48": Sizes(48, 1600, 25, 25),
     "small": Sizes(12, 768, 12, 12),
+    "hybrid": Sizes(12, 768, 12, 12),  # small but for its attention
     "base": Sizes(24, 1536, 16, 16),
     "large": Sizes(28, 2048, 16, 16),
     "xl": Sizes(32, 4096, 32, 32),
 }
+PATTERNS = {"hybrid": "swa*2+mla*1"}  # of presets whose layers are not all `full`
 GATED = ("swiglu", "geglu")
 MLPS = (*GATED, "gelu", "relu2")
 NORMS = ("rmsnorm", "layernorm", "dyt")
@@ -70,7 +72,7 @@ class ModelConfig:
     rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     rope_factor: float = 1.0
     rope_original_length: int = 0
-    layer_pattern: str = "full"
+    layer_pattern: str = "auto"  # auto: the preset's
     window: int = 256
     sink_tokens: int = 4
     q_lora_rank: int = 0
@@ -123,6 +125,7 @@ class ModelConfig:
         for name in Sizes._fields:
             if not getattr(self, name):
                 object.__setattr__(self, name, getattr(sizes, name))
+        object.__setattr__(self, "layer_pattern", pattern_of(self.layer_pattern, self.preset))
 
     def _check_sizes(self) -> None:
         for name in Sizes._fields:
@@ -223,6 +226,11 @@ class ModelConfig:
 
     def has_experts(self, layer: int) -> bool:
         return self.n_experts > 0 and layer >= self.dense_layers
+
+
+def pattern_of(layer_pattern: str, preset: str) -> str:
+    """The pattern itself, or for `auto` that of the preset."""
+    return PATTERNS.get(preset, "full") if layer_pattern == "auto" else layer_pattern
 
 
 def padded_vocabulary(vocab_size: int) -> int:

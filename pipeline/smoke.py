@@ -20,6 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from model.config import pattern_of
 from model.pattern import cycle
 from pipeline.links import CHEAP_LINKS
 from stages.errors import BadInput
@@ -117,7 +118,8 @@ def fitted(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
     if "model" not in recipe:
         return dict(recipe)
     with contextlib.suppress(ValueError, TypeError):  # not a pattern: the stage `code` says so
-        layers = max(recipe["model"]["n_layers"], len(cycle(model.get("layer_pattern", "full"))))
+        pattern = pattern_of(model.get("layer_pattern", "auto"), model.get("preset", ""))
+        layers = max(recipe["model"]["n_layers"], len(cycle(pattern)))
         dense = min(model.get("dense_layers", 0), layers - 1)
         besides = {"n_layers": layers, "dense_layers": dense, "init_from": "", "init_sha256": ""}
         return {**recipe, "model": {**recipe["model"], **besides}}

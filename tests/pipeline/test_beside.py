@@ -102,6 +102,7 @@ def test_the_recipe_in_git_fits_params_yaml(tmp_path: Path) -> None:
         ({"n_experts": 4, "dense_layers": 5, "n_layers": 12}, 2),
         ({"n_experts": 4, "dense_layers": 1}, 2),
         ({"init_from": "/nowhere", "init_sha256": "ab"}, 2),
+        ({"preset": "hybrid"}, 3),
     ],
 )
 def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, layers: int) -> None:

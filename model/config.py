@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-from model.pattern import expand
+from model.pattern import MOST_LAYERS, expand
 
 VOCABULARY_MULTIPLE = 128
-MOST_LAYERS = 10_000  # beyond any model; a slip of the keyboard is refused before it takes all memory
 
 
 class Sizes(NamedTuple):
-    """What a preset sets."""
+    """What a preset sets, besides `layer_pattern` (PATTERNS)."""
 
     n_layers: int
     hidden_size: int
@@ -34,10 +33,14 @@ PRESETS = {
     "d36": Sizes(36, 1280, 20, 20),
     "d48": Sizes(48, 1600, 25, 25),
     "small": Sizes(12, 768, 12, 12),
+    "hybrid": Sizes(12, 768, 12, 12),  # small but for its attention
     "base": Sizes(24, 1536, 16, 16),
     "large": Sizes(28, 2048, 16, 16),
     "xl": Sizes(32, 4096, 32, 32),
 }
+PATTERNS = {"hybrid": "swa*2+mla*1"}  # of presets whose layers are not all `full`
+DERIVED = ("head_dim", "intermediate_size", "expert_size")
+LARGEST = 1 << 24  # of every other size; beyond it a single matrix fills any memory
 GATED = ("swiglu", "geglu")
 MLPS = (*GATED, "gelu", "relu2")
 NORMS = ("rmsnorm", "layernorm", "dyt")
@@ -71,7 +74,7 @@ class ModelConfig:
     rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     rope_factor: float = 1.0
     rope_original_length: int = 0
-    layer_pattern: str = "full"
+    layer_pattern: str = "auto"  # auto: the preset's
     window: int = 256
     sink_tokens: int = 4
     q_lora_rank: int = 0
@@ -124,14 +127,22 @@ class ModelConfig:
         for name in Sizes._fields:
             if not getattr(self, name):
                 object.__setattr__(self, name, getattr(sizes, name))
+        object.__setattr__(self, "layer_pattern", pattern_of(self.layer_pattern, self.preset))
 
     def _check_sizes(self) -> None:
         for name in Sizes._fields:
             if getattr(self, name) < 1:
                 instead = "or 0 for the preset's" if self.preset else "since there is no preset"
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, {instead}")
-        if min(self.head_dim, self.intermediate_size, self.expert_size) < 0:
-            raise ValueError("head_dim, intermediate_size and expert_size must be positive, or 0 to derive them")
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"n_layers is {self.n_layers}; it must be at most {MOST_LAYERS}")
+        for name in DERIVED:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive, or 0 to derive it")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and value > LARGEST:
+                raise ValueError(f"{field.name} is {value}; it must be at most {LARGEST}")
         if self.head_dim == 0 and self.hidden_size % self.n_heads and set(self.kinds) != {"mla"}:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}; "
@@ -142,61 +153,70 @@ class ModelConfig:
 
     def _check_positions(self) -> None:
         if self.positions == "rope" and self.width_of_head % 2 and set(self.kinds) != {"mla"}:
-            raise ValueError(f"heads are {self.width_of_head} wide; rotary embedding needs an even width")
+            raise ValueError(
+                f"head_dim comes to {self.width_of_head}; rotary embedding needs an even one, set head_dim to "
+                f"{self.width_of_head + 1}"
+            )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(f"hidden_size is {self.hidden_size}; sinusoidal positions need an even width")
+            raise ValueError(f"hidden_size is {self.hidden_size}; sinusoidal positions need an even one")
         if self.rope_original_length and self.rope_scaling not in ("yarn", "llama3"):
             raise ValueError(
                 "rope_original_length is read by rope_scaling yarn and llama3 alone; set one of them, or 0"
             )
-        if self.positions == "rope" and self.rope_theta <= 1:
+        if self.rope_theta <= 1:
             raise ValueError(f"rope_theta is {self.rope_theta}; it must be more than 1")
         if self.rope_scaling == "none":
             if self.rope_factor != 1:
                 raise ValueError(f"rope_factor is {self.rope_factor} but rope_scaling is none; set one of the kinds")
             return
         if self.positions != "rope":
-            raise ValueError(f"rope_scaling {self.rope_scaling} without positions: rope")
+            raise ValueError(f"rope_scaling is {self.rope_scaling} without positions: rope; set none")
         if not 1 <= self.rope_factor < float("inf"):
             raise ValueError(f"rope_factor is {self.rope_factor}; it must be at least 1")
         if self.rope_scaling in ("yarn", "llama3") and self.rope_original_length < 1:
             raise ValueError(f"rope_scaling {self.rope_scaling} needs rope_original_length, the length before scaling")
 
     def _check_attention(self) -> None:
-        if self.window < 1 or self.sink_tokens < 0:
-            raise ValueError(f"window {self.window} must be at least 1, sink_tokens {self.sink_tokens} at least 0")
+        for name, least in (("window", 1), ("sink_tokens", 0), ("q_lora_rank", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if "mla" not in self.kinds:
             return
         for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; mla needs at least 1")
-        if self.qk_rope_head_dim % 2 or self.q_lora_rank < 0:
-            raise ValueError("qk_rope_head_dim must be even and q_lora_rank at least 0 (0: no compression)")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary embedding needs an even one")
 
     def _check_experts(self) -> None:
-        if min(self.n_experts, self.n_shared_experts, self.dense_layers) < 0:
-            raise ValueError("n_experts, n_shared_experts and dense_layers must be at least 0")
+        for name, least in (("n_experts", 0), ("n_shared_experts", 0), ("dense_layers", 0), ("experts_per_token", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("balance_loss", "router_z_loss"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
         if not self.n_experts:
-            if self.n_shared_experts or self.dense_layers or self.expert_size:
-                raise ValueError("n_shared_experts, dense_layers and expert_size need experts; set n_experts")
+            for name in ("n_shared_experts", "dense_layers", "expert_size"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is {getattr(self, name)} and needs experts; set n_experts, or this to 0")
             return
-        if not 1 <= self.experts_per_token <= self.n_experts:
+        if self.experts_per_token > self.n_experts:
             raise ValueError(
-                f"experts_per_token {self.experts_per_token} is not within 1 and n_experts {self.n_experts}"
+                f"experts_per_token is {self.experts_per_token}, not within 1 and n_experts {self.n_experts}; "
+                "lower it, or set n_experts"
             )
         if self.experts_per_token == 1 and self.n_experts > 1:
             raise ValueError(
-                "experts_per_token 1: a softmax over one choice is 1, so the router would learn nothing of it"
+                "experts_per_token is 1: a softmax over one choice is 1, so the router would learn nothing of it; set 2"
             )
         if self.mlp not in GATED:
             raise ValueError(f"mlp {self.mlp}: experts are gated; set mlp to {' or '.join(GATED)}")
         if self.bias:
             raise ValueError("bias: experts have none; set bias: false")
         if self.dense_layers >= self.n_layers:
-            raise ValueError(f"dense_layers {self.dense_layers} leaves no layer of {self.n_layers} with experts")
+            raise ValueError(
+                f"dense_layers {self.dense_layers} leaves no layer of {self.n_layers} with experts; lower it"
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -224,6 +244,11 @@ class ModelConfig:
 
     def has_experts(self, layer: int) -> bool:
         return self.n_experts > 0 and layer >= self.dense_layers
+
+
+def pattern_of(layer_pattern: str, preset: str) -> str:
+    """The pattern itself, or for `auto` that of the preset."""
+    return PATTERNS.get(preset, "full") if layer_pattern == "auto" else layer_pattern
 
 
 def padded_vocabulary(vocab_size: int) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from model.config import GATED, ModelConfig, padded_vocabulary
 
+BYTES_OF_BF16 = 2
+
 
 def n_parameters(config: ModelConfig, vocab_size: int, context_length: int = 0) -> int:
     """Parameters of `Decoder(config, vocab_size, context_length)`, tied weights counted once.
@@ -101,3 +103,20 @@ def cache_numbers_per_token(config: ModelConfig, kind: str) -> int:
     if kind == "mla":
         return config.kv_lora_rank + config.qk_rope_head_dim
     return 2 * config.n_kv_heads * config.width_of_head
+
+
+def summary(config: ModelConfig, parameters: int) -> str:
+    """What a model costs, in one line: parameters, and bytes of bf16 that a layer of each kind remembers of a token.
+
+    Example: `7,362,144 parameters; a token in the cache (bf16): 384 bytes a full layer, 768 with MHA`.
+    """
+    parts = []
+    for kind in dict.fromkeys(config.kinds):
+        if "." in kind:
+            continue  # a part of one's own says itself what it remembers
+        bytes_per_token = f"{BYTES_OF_BF16 * cache_numbers_per_token(config, kind):,}"
+        window = f" (of the last {config.window} and first {config.sink_tokens} alone)" if kind == "swa" else ""
+        parts.append(f"{bytes_per_token} bytes {'an' if kind == 'mla' else 'a'} {kind} layer{window}")
+    mha = BYTES_OF_BF16 * 2 * config.n_heads * config.width_of_head
+    cache = f"; a token in the cache (bf16): {', '.join(parts)}, {mha:,} with MHA" if parts else ""
+    return f"{parameters:,} parameters{cache}"

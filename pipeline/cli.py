@@ -90,9 +90,10 @@ def params(names: tuple[str, ...], as_json: bool) -> None:
     """Prints every param with its value and where the value comes from.
 
     The origin is a line of params.yaml, `default` for a key that does not stand there, or the environment
-    variable that overrides it (of the section `execution` alone, such as MILLRACE_EXECUTION__DEVICE=cpu).
+    variable that overrides it (of the section `execution` alone, such as MILLRACE_EXECUTION__DEVICE=cpu). A last line
+    says what the model costs: parameters, and bytes of cache a token, beside those of plain multi-head attention.
     """
-    from pipeline.params_view import resolved
+    from pipeline.params_view import model_summary, resolved
 
     values = resolved(find_root())
     sections = list(dict.fromkeys(value.name.split(".")[0] for value in values))
@@ -107,6 +108,8 @@ def params(names: tuple[str, ...], as_json: bool) -> None:
     widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
     for name, value, origin in shown:
         click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+    if (not names or "model" in names) and (line := model_summary(find_root())):
+        click.echo(line)
 
 
 @cli.command()

@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from model.size import n_parameters, summary
 from stages.code.combinations import check_combinations
 from stages.code.sections import SECTIONS, read_sections
 from stages.entry import plain
@@ -41,6 +42,16 @@ def resolved(root: Path) -> list[Value]:
         for key in field_names(schema):
             found.append(Value(f"{section}.{key}", values[key], _origin(params, section, key)))
     return found
+
+
+def model_summary(root: Path) -> str:
+    """What the model costs, at the largest vocabulary that the tokenizer may get; empty with parts of one's own."""
+    sections = read_sections(ParamsFile(root / "params.yaml"))
+    config, tokenizer, pack = (sections[name] for name in ("model", "tokenizer", "pack"))
+    if config.own_parts:
+        return ""
+    parameters = n_parameters(config, tokenizer.vocab_size, pack.context_length)
+    return f"model: {summary(config, parameters)}, at a vocabulary of {tokenizer.vocab_size:,}"
 
 
 def _origin(params: ParamsFile, section: str, key: str) -> str:

@@ -3,7 +3,8 @@
 The copy lies in .dvc/tmp/millrace/smoke with a data folder, a DVC cache and an MLflow store of its own,
 so nothing of the workspace is read or written: not data/, not dvc.lock, not the run cache, no registry.
 It holds the files as they are now, tracked or not, but for what git ignores and for large files that
-git does not know. params.yaml is the present one with the values of recipes/smoke.yaml over it.
+git does not know. params.yaml is the present one with the values of recipes/smoke.yaml over it; the model
+keeps its kinds of layers, norms and MLPs (`fitted`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from model.config import pattern_of
+from model.pattern import cycle
 from pipeline.links import CHEAP_LINKS
 from stages.errors import BadInput
+from stages.params import ParamsFile
 
 RECIPE = Path("recipes") / "smoke.yaml"
 LARGE_BYTES = 16 << 20
@@ -39,7 +43,7 @@ def smoke_copy(root: Path) -> Iterator[Path]:
     with alone_in(folder):
         shutil.rmtree(folder, ignore_errors=True)
         copy_working_tree(root, folder)
-        override_params(folder / "params.yaml", _recipe(folder))
+        override_params(folder / "params.yaml", fitted(_recipe(folder), ParamsFile(folder / "params.yaml").values))
         settings = f'[core]\n    no_scm = true\n[cache]\n    dir = cache\n    type = "{CHEAP_LINKS}"\n'
         (folder / ".dvc" / "config.local").write_text(settings)
         before = {name: os.environ.pop(name) for name in ELSEWHERE if name in os.environ}
@@ -102,6 +106,24 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
         content.setdefault(section, {}).update(values)
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
+
+
+def fitted(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, in so many layers that every kind of the user's `layer_pattern` is among them, and with first
+    weights drawn: those of a folder have other sizes.
+
+    Example: with `swa*2+mla*1` and 12 dense layers in params.yaml, 3 layers, 2 of them dense.
+    """
+    model = params.get("model") or {}
+    if "model" not in recipe:
+        return dict(recipe)
+    with contextlib.suppress(ValueError, TypeError):  # not a pattern: the stage `code` says so
+        pattern = pattern_of(model.get("layer_pattern", "auto"), model.get("preset", ""))
+        layers = max(recipe["model"]["n_layers"], len(cycle(pattern)))
+        dense = min(model.get("dense_layers", 0), layers - 1)
+        besides = {"n_layers": layers, "dense_layers": dense, "init_from": "", "init_sha256": ""}
+        return {**recipe, "model": {**recipe["model"], **besides}}
+    return dict(recipe)
 
 
 def _recipe(folder: Path) -> dict[str, dict[str, Any]]:

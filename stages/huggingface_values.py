@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from model.config import MOST_LAYERS
+from model.pattern import MOST_LAYERS
 
 MOST = 1 << 31
 Kind = tuple[Callable[[Any], bool], str]

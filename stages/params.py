@@ -89,7 +89,7 @@ class ParamsFile:
         except ValidationError as error:
             keys, problem = _explain(error, schema, values)
         except ValueError as error:  # from the __post_init__ of a dataclass
-            keys, problem = [], str(error)
+            keys, problem = _blamed(str(error), field_names(schema))
         if keys and keys[0] in overrides:
             raise BadInput(f"{variable_of(name, keys[0])}: {'.'.join([name, *keys])}: {problem}")
         raise self.fail([name, *keys], problem)
@@ -175,6 +175,18 @@ def _explain(errors: ValidationError, schema: type, values: Any) -> tuple[list[s
     branches = [first, *(other for other in others if other["loc"][:depth] == first["loc"][:depth])]
     problems = [error["msg"].removeprefix("Input should be ") for error in branches]
     return keys, f"input should be {' or '.join(dict.fromkeys(problems))}, not {first['input']!r}"
+
+
+def _blamed(problem: str, known: list[str]) -> tuple[list[str], str]:
+    """The key that a problem begins with, if it is one of the section, and the problem without saying it twice.
+
+    Example: "n_heads 3 does not divide" is about n_heads, of which "3 does not divide" remains.
+    """
+    first, _, rest = problem.partition(" ")
+    key = first.rstrip(":")
+    if key not in known:
+        return [], problem
+    return [key], problem if rest.startswith("and ") else rest
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -11,6 +11,19 @@ from stages.params import ParamsFile
 from stages.portable import followed, left_behind
 
 BUILDER = "model.parts"  # whoever reaches it builds decoders
+DECODER = "model.decoder"
+BUILT_IN = {
+    "model.norm.RMSNorm": "rmsnorm",
+    "model.norm.LayerNorm": "layernorm",
+    "model.norm.DyT": "dyt",
+    "model.mlp.GatedMLP": "swiglu or geglu",
+    "model.mlp.PlainMLP": "gelu or relu2",
+    "model.attention.Attention": "full or swa",
+    "model.latent.LatentAttention": "mla",
+    "model.experts.Experts": "swiglu, and set n_experts",
+}
+# How model/parts.py makes each kind of part.
+ARGUMENTS = {"norm": ("size", "eps"), "mlp": ("config",), "layer_pattern": ("config",)}
 
 
 def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> list[str]:
@@ -19,7 +32,10 @@ def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> li
     Raises:
         BadInput: a file or a class in it is not there, or could not go with an export.
     """
-    modules = []
+    modules: list[str] = []
+    if not config.own_parts:
+        return modules
+    built_in = project.reachable(DECODER, frozenset())
     keys = {"norm": (config.norm,), "mlp": (config.mlp,), "layer_pattern": config.kinds}
     for part in config.own_parts:
         key = next(key for key, names in keys.items() if part in names)
@@ -32,10 +48,64 @@ def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> li
             raise params.fail(
                 ["model", key], f"{part}: {path} has no class {name}; it has {', '.join(classes) or 'none'}"
             )
+        if module in built_in:
+            names = BUILT_IN.get(part)
+            mend = f"say {names}" if names else "a class of yours stands in a file of its own"
+            raise params.fail(["model", key], f"{part} is a part of Millrace; {mend}")
+        if problem := wrong_constructor(project, module, name, key):
+            raise params.fail(["model", key], f"{part}: {problem}")
         if problem := next(stays_behind(project, module), None):
             raise params.fail(["model", key], f"{part}: {problem}")
         modules.append(module)
     return modules
+
+
+def wrong_constructor(project: Project, module: str, name: str, key: str) -> str | None:
+    """Why a class cannot be made from the arguments that a part of this kind gets, or None.
+
+    A class whose bases stand in other packages is left to Python, but for one of torch's Module alone, whose own
+    __init__ takes nothing.
+    """
+    found = constructor(project, module, name)
+    wanted = ARGUMENTS[key]
+    mend = f"it is made as {name}({', '.join(wanted)}); write `def __init__(self, {', '.join(wanted)})`"
+    if found is None:
+        return None
+    if isinstance(found, str):
+        return f"{found}: class {name} has no __init__; {mend}"
+    place, arguments = found
+    positional = [*arguments.posonlyargs, *arguments.args][1:]
+    fewest = len(positional) - len(arguments.defaults)
+    named = sum(default is None for default in arguments.kw_defaults)
+    if fewest <= len(wanted) and (arguments.vararg or len(wanted) <= len(positional)) and not named:
+        return None
+    return f"{place}: __init__({ast.unparse(arguments)}), but {mend}"
+
+
+def constructor(project: Project, module: str, name: str) -> tuple[str, ast.arguments] | str | None:
+    """Place and arguments of the __init__ of a class or of its first base in the project that has one; the place of
+    a bare Module; None where that cannot be told."""
+    body = project.tree(module).body if module in project.files else []
+    node = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if node is None or node.decorator_list or node.keywords:
+        return None
+    place = project.files[module].relative_to(project.root).as_posix()
+    methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+    if "__new__" in methods:
+        return None
+    if "__init__" in methods:
+        return f"{place}:{methods['__init__'].lineno}", methods["__init__"].args
+    if len(node.bases) != 1:
+        return None
+    base = ast.unparse(node.bases[0])
+    if base in ("nn.Module", "Module", "torch.nn.Module"):
+        return f"{place}:{node.lineno}"
+    for statement in body:
+        file = followed(statement)
+        for alias in statement.names if isinstance(statement, ast.ImportFrom) and file else ():
+            if (alias.asname or alias.name) == base:
+                return constructor(project, f"model.{file}", alias.name)
+    return constructor(project, module, base) if base != name else None
 
 
 def stays_behind(project: Project, start: str) -> Iterator[str]:

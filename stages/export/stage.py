@@ -77,7 +77,7 @@ def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[s
     twin = twin_of(architecture)
     facts = Facts(
         class_name=twin.class_name if twin else CLASS_NAME,
-        reason=twin.reason if twin else "no architecture of transformers is this one",
+        reason=twin.reason if twin else "the lack of an architecture of transformers that computes the same",
         config=config,
         state=state,
         train=read("train/metrics.json"),

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.experts import Experts
+from model.size import summary
 from stages.entry import Job, plain
 from stages.errors import BadInput
 from stages.execution import Execution
@@ -79,6 +80,9 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
     model = new_model(model_config, params, train_rows, job, ranks)
+    if ranks.first:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(f"train: {summary(model_config, parameters)}")
     optimizers = Optimizers(model, params)
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity)

@@ -6,7 +6,7 @@ import torch
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.sampling import CachedReader
-from model.size import cache_numbers_per_token
+from model.size import cache_numbers_per_token, summary
 from tests.model.small import drawn
 from tests.model.test_decoder import KINDS, decoder, tokens
 
@@ -72,3 +72,18 @@ def test_a_full_cache_is_refused():
     model = decoder()
     with pytest.raises(ValueError, match="position 5 in a cache for 5 tokens"):
         model.extend(tokens(1, 6), torch.arange(6)[None], model.new_caches(1, 5))
+
+
+def test_the_line_of_costs_names_every_kind_beside_plain_attention():
+    config = ModelConfig(preset="hybrid")
+    assert config.kinds == ("swa", "swa", "mla") * 4
+    assert summary(config, 1234) == (
+        "1,234 parameters; a token in the cache (bf16): 3,072 bytes a swa layer (of the last 256 and first 4 alone), "
+        "640 bytes an mla layer, 3,072 with MHA"
+    )
+    assert summary(ModelConfig(layer_pattern="model.mine.Attention"), 5) == "5 parameters"
+
+
+def test_the_pattern_of_a_preset_can_be_set_besides():
+    assert ModelConfig(preset="hybrid", layer_pattern="full").kinds == ("full",) * 12
+    assert ModelConfig(preset="tiny").layer_pattern == "full"

@@ -53,7 +53,7 @@ def test_it_trains_beside_the_built_in_kinds(shift):
 
 @pytest.fixture
 def params(tmp_path) -> ParamsFile:
-    text = re.sub(r"layer_pattern: full", f"layer_pattern: {PATTERN}", (REPOSITORY / "params.yaml").read_text())
+    text = re.sub(r"layer_pattern: auto", f"layer_pattern: {PATTERN}", (REPOSITORY / "params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(text)
     return ParamsFile(tmp_path / "params.yaml")
 

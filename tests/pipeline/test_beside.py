@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 from pipeline.experiment import name_of, parse, worktree
 from pipeline.graph import read_graph
 from pipeline.reproduce import reproduce
-from pipeline.smoke import LARGE_BYTES, override_params, smoke_copy
+from pipeline.smoke import LARGE_BYTES, fitted, override_params, smoke_copy
 from stages.entry import content_hash
 from stages.errors import BadInput
+from stages.params import ParamsFile
 from tests.pipeline.tiny_repository import command, dvc
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,38 @@ def test_the_recipe_in_git_fits_params_yaml(tmp_path: Path) -> None:
     values = {value.name: value.value for value in resolved(tmp_path)}
     flat = {f"{section}.{key}": value for section, keys in recipe.items() for key, value in keys.items()}
     assert flat.items() <= {name: value for name, value in values.items() if name in flat}.items()
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ({"layer_pattern": "swa*2+mla*1", "n_layers": 12}, 3),
+        ({"n_experts": 4, "dense_layers": 5, "n_layers": 12}, 2),
+        ({"n_experts": 4, "dense_layers": 1}, 2),
+        ({"init_from": "/nowhere", "init_sha256": "ab"}, 2),
+        ({"preset": "hybrid"}, 3),
+    ],
+)
+def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, layers: int) -> None:
+    from pipeline.params_view import resolved
+
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    override_params(path, {"model": model})
+    recipe = YAML(typ="safe").load((ROOT / "recipes" / "smoke.yaml").read_text())
+    override_params(path, fitted(recipe, ParamsFile(path).values))
+    values = {value.name: value.value for value in resolved(tmp_path)}
+    assert values["model.n_layers"] == layers and values["model.hidden_size"] == 64
+    kept = {key: value for key, value in model.items() if key in ("layer_pattern", "n_experts", "preset")}
+    assert kept.items() <= {name.removeprefix("model."): value for name, value in values.items()}.items()
+    assert values["model.dense_layers"] == min(model.get("dense_layers", 0), 1)
+    assert values["model.init_from"] == ""
+
+
+def test_smoke_of_a_pattern_that_is_none_leaves_it_to_be_refused() -> None:
+    recipe = {"model": {"n_layers": 2}}
+    assert fitted(recipe, {"model": {"layer_pattern": "swa*"}}) == recipe
+    assert fitted(recipe, {"model": {"layer_pattern": 3}}) == recipe
 
 
 def test_settings_are_yaml() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,8 @@ def test_params_are_printed_with_their_origin(
             assert line.strip().startswith(f"{name.split('.')[1]}:"), name
     _, out, _ = millrace(capsys, monkeypatch, "params", "split")
     assert [line.split()[0] for line in out.splitlines()] == ["split.validation", "split.test", "split.salt"]
+    _, out, _ = millrace(capsys, monkeypatch, "params", "model")
+    assert re.fullmatch(r"model: [\d,]+ parameters; .* 384 bytes a full layer, 768 with MHA.*", out.splitlines()[-1])
 
 
 def test_a_key_that_does_not_stand_in_the_file_is_a_default(broken: Path) -> None:

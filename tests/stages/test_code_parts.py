@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
 import pytest
 
+from model import config, parts
 from model.config import ModelConfig
+from model.mlp import ACTIVATIONS, GATES
 from stages.code.imports import Project
-from stages.code.parts import own_modules
+from stages.code.parts import ARGUMENTS, BUILT_IN, own_modules
 from stages.errors import BadInput
 from stages.params import ParamsFile
 from stages.portable import relative
@@ -41,8 +44,8 @@ def project_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(root: Path, code: str, **changes: str) -> list[str]:
     """The modules of a model with model/mine.py and, by default, its attention Part."""
     (root / "model/mine.py").write_text(code)
-    config = ModelConfig(**(changes or {"layer_pattern": "model.mine.Part"}))
-    return own_modules(ParamsFile(root / "params.yaml"), Project(root), config)
+    model = ModelConfig(**(changes or {"layer_pattern": "model.mine.Part"}))
+    return own_modules(ParamsFile(root / "params.yaml"), Project(root), model)
 
 
 def refusal(root: Path, code: str, **changes: str) -> str:
@@ -117,3 +120,74 @@ def test_a_file_that_is_not_there_is_named(project_root: Path) -> None:
 def test_imports_become_relative_and_text_stays() -> None:
     code = '"""Like:\n\nfrom model.norm import é\n"""\nfrom model.norm import (\n    DyT,\n)\nx = "from model."\n'
     assert relative(code) == code.replace('"""\nfrom model.norm', '"""\nfrom .norm')
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"mlp": "model.mlp.GatedMLP"}, "model.mlp: model.mlp.GatedMLP is a part of Millrace; say swiglu or geglu"),
+        ({"layer_pattern": "full+model.latent.LatentAttention"}, "is a part of Millrace; say mla"),
+        ({"mlp": "model.experts.Experts"}, "say swiglu, and set n_experts"),
+        ({"norm": "model.norm.DyT"}, "model.norm: model.norm.DyT is a part of Millrace; say dyt"),
+        ({"mlp": "model.decoder.Block"}, "is a part of Millrace; a class of yours stands in a file of its own"),
+    ],
+)
+def test_a_built_in_class_is_refused_with_its_name(project_root: Path, changes: dict[str, str], mend: str) -> None:
+    assert mend in refusal(project_root, PART, **changes)
+
+
+def test_the_names_of_built_in_parts_are_one_and_the_same_everywhere() -> None:
+    tables = {"norm": parts.NORMS, "mlp": parts.MLPS, "layer_pattern": parts.ATTENTIONS}
+    for table, names in ((parts.NORMS, config.NORMS), (parts.MLPS, config.MLPS), (parts.ATTENTIONS, config.ATTENTIONS)):
+        assert tuple(table) == names
+    assert tuple(GATES) == config.GATED and (*GATES, *ACTIVATIONS) == config.MLPS
+    assert tables.keys() == ARGUMENTS.keys()
+    said = {word.strip(",") for names in BUILT_IN.values() for word in names.split()}
+    assert {*config.NORMS, *config.MLPS, *config.ATTENTIONS} <= said
+    for name in BUILT_IN:
+        module, _, attribute = name.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), attribute), type)
+
+
+def made(signature: str, base: str) -> str:
+    return f"from torch import nn\nfrom model.mlp import GatedMLP, PlainMLP\n\nclass Part({base}):\n    {signature}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "signature", "base"),
+    [
+        ("layer_pattern", "def __init__(self, config): ...", "nn.Module"),
+        ("layer_pattern", "def __init__(self, config, width=0, *, bias=False): ...", "nn.Module"),
+        ("mlp", "def __init__(self, *arguments, **named): ...", "nn.Module"),
+        ("mlp", "x = 1", "GatedMLP"),
+        ("mlp", "x = 1", "nn.Linear"),
+        ("norm", "def __init__(self, size, eps): ...", "nn.Module"),
+    ],
+)
+def test_a_constructor_that_takes_what_it_gets_is_fine(
+    project_root: Path, kind: str, signature: str, base: str
+) -> None:
+    assert judged(project_root, made(signature, base), **{kind: "model.mine.Part"}) == ["model.mine"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "signature", "base", "problem"),
+    [
+        ("layer_pattern", "def __init__(self): ...", "nn.Module", "model/mine.py:5: __init__(self), but it is made as"),
+        (
+            "layer_pattern",
+            "def __init__(self, config, kind): ...",
+            "nn.Module",
+            "but it is made as Part(config); write",
+        ),
+        ("mlp", "def __init__(self, config, *, width): ...", "nn.Module", "write `def __init__(self, config)`"),
+        ("norm", "def __init__(self, size): ...", "nn.Module", "but it is made as Part(size, eps)"),
+        ("norm", "x = 1", "PlainMLP", "model/mlp.py:"),
+        ("mlp", "x = 1", "nn.Module", "model/mine.py:4: class Part has no __init__; it is made as Part(config)"),
+    ],
+)
+def test_a_constructor_that_does_not_is_refused(
+    project_root: Path, kind: str, signature: str, base: str, problem: str
+) -> None:
+    code = made(signature, base)
+    assert problem in refusal(project_root, code, **{kind: "model.mine.Part"})

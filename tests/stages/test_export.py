@@ -241,6 +241,8 @@ def test_what_transformers_does_not_have_goes_with_its_own_code(workspace: Path,
     copy_inputs(workspace, tmp_path)
     job, facts = written(tmp_path, dataclasses.replace(SMALL, **OWN[kind]))
     assert facts.class_name == "MillraceForCausalLM"
+    sentence = "`MillraceForCausalLM`, because of the lack of an architecture of transformers that computes the same."
+    assert sentence in (job.staging / "hf/README.md").read_text()
     compared = proof(tmp_path, job.staging / "hf")
     assert compared["problems"] == [] and compared["difference"] < 1e-5
     program = (

@@ -8,7 +8,7 @@ import pytest
 
 from stages.errors import BadInput
 from stages.huggingface_config import config_of, vocab_size_of
-from tests.stages.test_huggingface import HUB, THEIRS
+from tests.stages.twins import HUB, THEIRS
 
 STRANGE: list[Any] = [
     None, 0, -1, "4", "", [1], {}, {"a": 1}, 3.5, True, 10**30, float("nan"), [], ["x"], [None],

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
+from model.config import ModelConfig
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.params import ParamsFile, Section, environment_overrides, field_names
@@ -113,7 +114,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is(tmp_path: Path) -> Non
         ("n_heads: 2.0", "params.yaml:2: stage.n_heads: input should be a valid integer, not 2.0"),
         ("causal: 1", "params.yaml:2: stage.causal: input should be a valid boolean, not 1"),
         ("width: .inf", "params.yaml:2: stage.width: input should be a finite number, not inf"),
-        ("n_heads: 3", "params.yaml:1: stage: n_heads 3 does not divide the width"),
+        ("n_heads: 3", "params.yaml:2: stage.n_heads: 3 does not divide the width"),
     ],
 )
 def test_a_dataclass_is_as_strict_as_a_section(tmp_path: Path, line: str, problem: str) -> None:
@@ -204,3 +205,27 @@ def test_dvc_exp_run_changes_no_line_of_params_yaml_but_the_one_it_is_told_to(tm
     assert [after.split("#")[0].split() for _, after in changed] == [["seed:", "7"]]
     apply_overrides(path, ["train.seed=0"])
     assert path.read_text() == original
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("hidden_size: 12", "1: model.head_dim: comes to 3; rotary embedding needs an even one, set head_dim to 4"),
+        ("window: 0", "2: model.window: is 0; it must be at least 1"),
+        (
+            "layer_pattern: swa*3+mla",
+            "2: model.layer_pattern: 'swa*3+mla' names 4 layers, the model has 3; set n_layers",
+        ),
+        ("n_layers: 1000000000", "2: model.n_layers: is 1000000000; it must be at most 10000"),
+        (
+            "n_experts: 1\n  experts_per_token: 2",
+            "3: model.experts_per_token: is 2, not within 1 and n_experts 1; lower",
+        ),
+        ("residual_init: zero\n  post_norm: true", "2: model.residual_init: zero: a norm behind"),
+        ("pre_norm: false", "2: model.pre_norm: pre_norm and post_norm are both false"),
+    ],
+)
+def test_the_model_is_refused_at_the_line_of_the_key_that_its_problem_begins_with(
+    tmp_path: Path, line: str, problem: str
+) -> None:
+    assert complaint(tmp_path, f"model:\n  {line}\n", ModelConfig, "model").startswith(f"params.yaml:{problem}")

@@ -81,6 +81,14 @@ def test_every_kind_learns(packed, kind):
     assert trace[-1] < trace[0] - 0.4
 
 
+def test_what_the_model_costs_is_said_at_the_start(packed, capsys):
+    train_model(packed, dataclasses.replace(MODEL, **KINDS["hybrid"]), max_steps=3)
+    parameters = json.loads((packed / "data/train/metrics.json").read_text())["parameters"]
+    cache = "64 bytes a swa layer (of the last 5 and first 4 alone), 40 bytes an mla layer, 128 with MHA"
+    expected = f"train: {parameters:,} parameters; a token in the cache (bf16): {cache}"
+    assert expected in "".join(capsys.readouterr())
+
+
 def test_the_loss_that_is_logged_is_cross_entropy_alone(packed):
     model = dataclasses.replace(MODEL, n_experts=4, balance_loss=10.0, router_z_loss=10.0)
     assert losses(train_model(packed, model, z_loss=10.0))[0] == pytest.approx(math.log(VOCABULARY), abs=0.15)

@@ -9,6 +9,7 @@ is on. Working memory is about 50 bytes a word of the texts given together.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -292,7 +293,7 @@ def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
 
 def _texts(codes: Codes, places: Offsets) -> list[str]:
     whole = codes.tobytes().decode("utf-32-le")
-    return [whole[begin:end].strip() for begin, end in zip(places[:-1], places[1:], strict=True)]
+    return [whole[begin:end].strip() for begin, end in pairwise(places.tolist())]
 
 
 def polynomial(word: str) -> int:

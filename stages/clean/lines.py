@@ -207,7 +207,7 @@ def keep_lines(
 
 @bare_kernel
 def count_sentences(codes: Codes, flags: Flags, begins: Places, ends: Places, first: int, last: int) -> int:
-    """Sentences of all lines: one begins with the line, and after a mark that ends one; at least one a line of words."""
+    """Sentences of all lines: one begins with a line of words, and after a mark that ends one."""
     sentences, ended = 0, False
     for word in range(first, last):
         begin, end = begins[word], ends[word]

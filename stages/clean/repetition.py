@@ -10,6 +10,7 @@ texts of one document have equal hashes once in 10^19 times (or if somebody made
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,10 @@ class Room(NamedTuple):
     firsts: Places
 
 
+@functools.lru_cache(maxsize=1)
 def room(n_words: int) -> Room:
-    """Working arrays for fewer words than the power of two `n_words`."""
+    """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
+    fresh memory costs more than what is computed in it."""
     begins, ends = (np.empty(n_words, np.int32) for _ in range(2))
     sums, grams = (np.empty(n_words, np.uint64) for _ in range(2))
     counts, firsts = (np.empty(2 * n_words, np.int32) for _ in range(2))

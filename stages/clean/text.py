@@ -36,7 +36,10 @@ def _character_map() -> dict[int, str]:
 
 
 CHARACTERS = _character_map()
-ASCII = (bytes.maketrans(b"\r\x0b\x0c", b"\n\n\n"), bytes(code for code in CHARACTERS if code < 128 and chr(code) not in "\r\x0b\x0c"))
+ASCII = (
+    bytes.maketrans(b"\r\x0b\x0c", b"\n\n\n"),
+    bytes(code for code in CHARACTERS if code < 128 and chr(code) not in "\r\x0b\x0c"),
+)
 UNWANTED = re.compile("[" + "".join(re.escape(chr(code)) for code in sorted(CHARACTERS)) + "]")
 
 

@@ -113,7 +113,7 @@ def prefix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
         while place < end and codes[place] == STOP:
             place += 1
         return place - begin if place - begin > 1 else 0
-    if (code == LARGE_A or code == LARGE_C) and begin + 1 < end and codes[begin + 1] == DOLLAR:
+    if (code in (LARGE_A, LARGE_C)) and begin + 1 < end and codes[begin + 1] == DOLLAR:
         return 2
     if code == LARGE_U and begin + 2 < end and codes[begin + 1] == LARGE_S and codes[begin + 2] == DOLLAR:
         return 3
@@ -142,7 +142,7 @@ def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: Eng
     longest = 0
     if flags[last] & SUFFIX:
         longest = 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
-    elif (code == SMALL_S or code == LARGE_S) and (previous == APOSTROPHE or previous == CURLY_APOSTROPHE):
+    elif (code in (SMALL_S, LARGE_S)) and (previous in (APOSTROPHE, CURLY_APOSTROPHE)):
         longest = 2
     if not digits:
         return longest
@@ -180,14 +180,14 @@ def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -
     if code == COMMA:
         return np.int64(left & right & LETTER != 0)
     digit = is_digit(codes[place - 1])
-    if digit and (code == PLUS or code == HYPHEN or code == 42 or code == 94):  # + - * ^
+    if digit and (code in (PLUS, HYPHEN) or code == 42 or code == 94):  # + - * ^
         if is_digit(following) or following == HYPHEN:
             return 1
     if not digit and not left & LETTER:
         return 0
-    if code == COLON or code == SLASH or 60 <= code <= 62 or code == EN_DASH or code == TILDE:  # < = >
+    if code in (COLON, SLASH, EN_DASH, TILDE) or 60 <= code <= 62:  # < = >
         return np.int64(right & LETTER != 0)
-    if code == HYPHEN or code == EM_DASH:
+    if code in (HYPHEN, EM_DASH):
         after = place + 1
         while after < end and codes[after] == code and after - place < (3 if code == HYPHEN else 2):
             after += 1
@@ -237,7 +237,7 @@ def _is_host(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
             stops, small, value, label = stops + 1, 0, 0, place + 1
         elif is_digit(code):
             value = value * 10 + code - 48 if 0 <= value < 256 else -1
-        elif 97 <= code | 32 <= 122 or FIRST_OF_HOST <= code <= LAST_OF_HOST or code == HYPHEN or code == UNDERSCORE:
+        elif 97 <= code | 32 <= 122 or FIRST_OF_HOST <= code <= LAST_OF_HOST or code in (HYPHEN, UNDERSCORE):
             small += flags[place] & LETTER != 0 and flags[place] & BEFORE_STOP != 0
             value = -1
         else:

@@ -11,6 +11,8 @@ fail the first rules of the sequence. Prints a table of every difference by rule
 clean, and exits with 1 if fewer than 99.9% of the verdicts are equal.
 """
 
+# ruff: noqa: E501 (lists of samples and wide tables)
+
 from __future__ import annotations
 
 import argparse

@@ -132,7 +132,7 @@ def citation_length(codes: Codes, place: int, end: int) -> int:
     for number in range(len(CITATION_OFFSETS) - 1):
         first, last = CITATION_OFFSETS[number], CITATION_OFFSETS[number + 1]
         if same_phrase(codes, place, end, CITATION_PHRASES, first, last, False):
-            return np.int64(last - first)
+            return int(last - first)
     return 0
 
 

@@ -138,7 +138,7 @@ def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: Eng
         if last - 1 > begin:  # two large letters, or a degree
             ended |= before & flags[last - 2] & LETTER != 0 and before & flags[last - 2] & AFTER_STOP != 0
             ended |= codes[last - 2] == DEGREE and (previous == 67 or previous == 70 or previous == 75)  # C F K
-        return np.int64(ended)
+        return 1 if ended else 0
     longest = 0
     if flags[last] & SUFFIX:
         longest = 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
@@ -176,17 +176,17 @@ def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -
         return 0
     left, right, following = flags[place - 1], flags[place + 1], codes[place + 1]
     if code == STOP:
-        return np.int64(left & BEFORE_STOP != 0 and right & AFTER_STOP != 0)
+        return 1 if left & BEFORE_STOP != 0 and right & AFTER_STOP != 0 else 0
     if code == COMMA:
-        return np.int64(left & right & LETTER != 0)
+        return 1 if left & right & LETTER != 0 else 0
     digit = is_digit(codes[place - 1])
-    if digit and (code in (PLUS, HYPHEN) or code == 42 or code == 94):  # + - * ^
-        if is_digit(following) or following == HYPHEN:
-            return 1
+    counted = is_digit(following) or following == HYPHEN
+    if digit and counted and code in (PLUS, HYPHEN, 42, 94):  # + - * ^
+        return 1
     if not digit and not left & LETTER:
         return 0
     if code in (COLON, SLASH, EN_DASH, TILDE) or 60 <= code <= 62:  # < = >
-        return np.int64(right & LETTER != 0)
+        return 1 if right & LETTER != 0 else 0
     if code in (HYPHEN, EM_DASH):
         after = place + 1
         while after < end and codes[after] == code and after - place < (3 if code == HYPHEN else 2):
@@ -210,9 +210,9 @@ def is_address(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
         code = codes[place]
         if code == AT and _is_host(codes, flags, place + 1, end):
             return True
-        if code == COLON and scheme and place - begin >= 2 and place + 3 < end:
-            if codes[place + 1] == SLASH and codes[place + 2] == SLASH and _is_host(codes, flags, place + 3, end):
-                return True
+        slashes = code == COLON and place + 3 < end and codes[place + 1] == SLASH and codes[place + 2] == SLASH
+        if scheme and slashes and place - begin >= 2 and _is_host(codes, flags, place + 3, end):
+            return True
         scheme &= flags[place] & LETTER != 0 or is_digit(code) or code in (PLUS, HYPHEN, STOP, UNDERSCORE)
     return False
 

@@ -1,5 +1,7 @@
 """clean: words are those of spaCy, measures are those of datatrove's filters, and each rule drops what it says."""
 
+# ruff: noqa: E501 (lists of samples and wide tables)
+
 from __future__ import annotations
 
 import hashlib
@@ -207,7 +209,7 @@ def test_verdicts_do_not_depend_on_neighbours_or_room() -> None:
 def test_recipes_name_rules_and_a_param_goes_before_its_recipe() -> None:
     for recipe in RECIPES.values():
         assert recipe.keys() <= {*RULES, *LINE_RULES}
-    assert verdict(DROPPED["max_hash_ratio"], recipe="gopher", min_words=None)[0] == "max_top_2gram_ratio"
+    assert verdict(DROPPED["max_hash_ratio"], recipe="gopher", min_words=None)[0] == "max_top_4gram_ratio"
     off = dict.fromkeys(rule for rule in GOPHER if rule != "max_hash_ratio")
     assert verdict(DROPPED["max_hash_ratio"], recipe="gopher", **off)[0] == "max_hash_ratio"
     assert verdict(DROPPED["max_hash_ratio"], recipe="gopher", **off, max_hash_ratio=None)[0] is None

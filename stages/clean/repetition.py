@@ -45,7 +45,7 @@ class Room(NamedTuple):
     firsts: Places
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def room(n_words: int) -> Room:
     """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
     fresh memory costs more than what is computed in it."""

@@ -163,7 +163,7 @@ def jsonl_rows(
     before: tuple[int, int] = (0, 0),
     report: Report | None = None,
 ) -> Iterator[NumberedText]:
-    """Rows of JSON lines. `before`: bytes and lines that come before these chunks; `report`: goes on after a bad row."""
+    """Rows of JSON lines. `before`: bytes and lines before these chunks; `report`: goes on after a bad row."""
     for row, (offset, line) in enumerate(lines(path, chunks, limit, *before), before[1] + 1):
         try:
             text = _decoded(path, offset, line)

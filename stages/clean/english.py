@@ -106,7 +106,7 @@ def listed_words() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for kind, rest in lines():
         if kind == "one":
-            words = [(word,) for word in rest]
+            words: list[tuple[str, ...]] = [(word,) for word in rest]
         elif kind == "ends":
             place = rest.index(":")
             words = [(first, *rest[:place]) for first in rest[place + 1 :]]

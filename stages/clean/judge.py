@@ -9,6 +9,7 @@ is on. Working memory is about 50 bytes a word of the texts given together.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ from stages.clean.repetition import (
 )
 from stages.clean.rules import LINE_RULES, RULES, thresholds
 from stages.clean.words import Codes, Flags, find_words, read_texts
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import bare_kernel, inline_kernel
 from stages.utf8 import Bytes, Offsets
 
 PASSED = -1
@@ -56,7 +57,7 @@ PARTS, TOP, REPEATED, QUALITY, LINES, SENTENCES, PAGE = (
         "min_punctuated_line_ratio",
     )
 )
-FIRST_ROOM = 1 << 18
+LEAST_ROOM = 1 << 12
 Rules = npt.NDArray[np.int8]
 
 
@@ -81,7 +82,7 @@ def ratio(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-@kernel
+@bare_kernel
 def judge_parts(
     codes: Codes, flags: Flags, places: Offsets, limits: Numbers, room: Room, rules: Rules, values: Numbers
 ) -> bool:
@@ -105,7 +106,7 @@ def judge_parts(
     return True
 
 
-@kernel
+@bare_kernel
 def words_of_texts(
     codes: Codes, flags: Flags, places: Offsets, english: English, room: Room, rules: Rules, words: Offsets
 ) -> bool:
@@ -121,7 +122,7 @@ def words_of_texts(
     return True
 
 
-@kernel
+@bare_kernel
 def judge_words(
     codes: Codes,
     flags: Flags,
@@ -184,7 +185,7 @@ def judge_words(
         rules[text], values[text] = rule, value
 
 
-@kernel
+@bare_kernel
 def remove_lines(
     codes: Codes,
     flags: Flags,
@@ -212,7 +213,7 @@ def remove_lines(
     out_places[len(places) - 1] = written
 
 
-@kernel
+@bare_kernel
 def judge_page(
     codes: Codes,
     flags: Flags,
@@ -270,7 +271,7 @@ def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
     codes, flags, places = np.empty(len(data), np.int32), np.empty(len(data), np.uint16), np.empty(n + 1, np.int64)
     words = np.empty(n + 1, np.int64)
     read_texts(data, offsets, tables.classes, codes, flags, places)
-    space = room(FIRST_ROOM)
+    space = room(max(LEAST_ROOM, 1 << (len(data) // 4).bit_length()))  # a word has 4 bytes or more, mostly
     while not judge_parts(codes, flags, places, limits, space, rules, values):
         space = grown(space)
     while not words_of_texts(codes, flags, places, tables, space, rules, words):
@@ -292,7 +293,7 @@ def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
 
 def _texts(codes: Codes, places: Offsets) -> list[str]:
     whole = codes.tobytes().decode("utf-32-le")
-    return [whole[begin:end].strip() for begin, end in zip(places[:-1], places[1:], strict=True)]
+    return [whole[begin:end].strip() for begin, end in pairwise(places.tolist())]
 
 
 def polynomial(word: str) -> int:

@@ -16,7 +16,7 @@ from stages.clean.english import LINE_END, PUNCTUATION, SENTENCE_END, SPACE
 from stages.clean.repetition import NEW_LINE
 from stages.clean.rules import LINE_RULES
 from stages.clean.words import ELLIPSIS, HYPHEN, STOP, Codes, Flags, Places, is_digit
-from stages.compiled import kernel
+from stages.compiled import bare_kernel
 
 Numbers = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -36,21 +36,21 @@ CITATION_PHRASES, CITATION_OFFSETS = _phrases("[edit]", "[citation needed]")
 PHRASE_BEGINS = np.isin(np.arange(128) | 32, PHRASES[PHRASE_OFFSETS[:-1]])
 
 
-@kernel
+@bare_kernel
 def line_end(codes: Codes, place: int, end: int) -> int:
     while place < end and codes[place] != NEW_LINE:
         place += 1
     return place
 
 
-@kernel
+@bare_kernel
 def ends_with_ellipsis(codes: Codes, begin: int, end: int) -> bool:
     if end > begin and codes[end - 1] == ELLIPSIS:
         return True
     return end - begin >= 3 and codes[end - 1] == STOP and codes[end - 2] == STOP and codes[end - 3] == STOP
 
 
-@kernel
+@bare_kernel
 def marks(codes: Codes, begin: int, end: int) -> tuple[int, int, int]:
     """Hashes, ellipses and line ends of a text."""
     hashes = ellipses = line_ends = stops = 0
@@ -65,7 +65,7 @@ def marks(codes: Codes, begin: int, end: int) -> tuple[int, int, int]:
     return hashes, ellipses, line_ends
 
 
-@kernel
+@bare_kernel
 def stripped(flags: Flags, begin: int, end: int) -> tuple[int, int]:
     """A stretch of text without the white space around it."""
     while begin < end and flags[begin] & SPACE:
@@ -75,7 +75,7 @@ def stripped(flags: Flags, begin: int, end: int) -> tuple[int, int]:
     return begin, end
 
 
-@kernel
+@bare_kernel
 def line_counts(codes: Codes, flags: Flags, begin: int, end: int, short: int) -> tuple[int, int, int, int, int, int]:
     """All lines, those that begin with a bullet, those that end with an ellipsis; and of the lines with text their
     number, those that end like a sentence, and those of at most `short` characters."""
@@ -94,7 +94,7 @@ def line_counts(codes: Codes, flags: Flags, begin: int, end: int, short: int) ->
     return all_lines, bullets, ellipses, lines, punctuated, short_lines
 
 
-@kernel
+@bare_kernel
 def same_phrase(codes: Codes, place: int, end: int, phrases: Codes, first: int, last: int, any_case: bool) -> bool:
     if end - place < last - first:
         return False
@@ -107,7 +107,7 @@ def same_phrase(codes: Codes, place: int, end: int, phrases: Codes, first: int, 
     return True
 
 
-@kernel
+@bare_kernel
 def phrases_in(codes: Codes, begin: int, end: int) -> int:
     """A bit for each of PHRASES that stands in the line."""
     found = 0
@@ -119,7 +119,7 @@ def phrases_in(codes: Codes, begin: int, end: int) -> int:
     return found
 
 
-@kernel
+@bare_kernel
 def citation_length(codes: Codes, place: int, end: int) -> int:
     """The length of the citation that begins here, such as [12] or [citation needed]; 0 if none does."""
     if codes[place] != OPEN_BRACKET:
@@ -132,11 +132,11 @@ def citation_length(codes: Codes, place: int, end: int) -> int:
     for number in range(len(CITATION_OFFSETS) - 1):
         first, last = CITATION_OFFSETS[number], CITATION_OFFSETS[number + 1]
         if same_phrase(codes, place, end, CITATION_PHRASES, first, last, False):
-            return np.int64(last - first)
+            return int(last - first)
     return 0
 
 
-@kernel
+@bare_kernel
 def judge_line(
     codes: Codes, flags: Flags, begin: int, end: int, out: Codes, written: int, rules: Numbers, lorem: bool, curly: bool
 ) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def judge_line(
     return (POLICY if rules[POLICY] > 0 and found >> 2 else KEEP), written
 
 
-@kernel
+@bare_kernel
 def keep_lines(
     codes: Codes,
     flags: Flags,
@@ -205,9 +205,9 @@ def keep_lines(
     return KEEP, written
 
 
-@kernel
+@bare_kernel
 def count_sentences(codes: Codes, flags: Flags, begins: Places, ends: Places, first: int, last: int) -> int:
-    """Sentences of all lines: one begins with the line, and after a mark that ends one; at least one a line of words."""
+    """Sentences of all lines: one begins with a line of words, and after a mark that ends one."""
     sentences, ended = 0, False
     for word in range(first, last):
         begin, end = begins[word], ends[word]

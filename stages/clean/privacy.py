@@ -1,6 +1,6 @@
 """Replaces e-mail addresses and public IP addresses by ones that belong to nobody.
 
-    write to ada@lovelace.org from 8.8.8.8 or 2a00:1450::8   ->   write to email@example.com from 192.0.2.1 or 2001:db8::1
+    ada@lovelace.org at 8.8.8.8 or 2a00:1450::8   ->   email@example.com at 192.0.2.1 or 2001:db8::1
 
 The replacements are reserved for documentation (RFC 2606, 5737, 3849), so the text reads as before, and one
 text always gives the same. Private and reserved addresses such as 127.0.0.1 stay: they name nobody. A

@@ -10,6 +10,7 @@ texts of one document have equal hashes once in 10^19 times (or if somebody made
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from stages.clean.english import ALPHABETIC, SYMBOL
 from stages.clean.words import Codes, Flags, Places
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import bare_kernel, inline_kernel
 
 BASE = np.uint64(0x9E3779B97F4A7C15)
 Hashes = npt.NDArray[np.uint64]
@@ -44,8 +45,10 @@ class Room(NamedTuple):
     firsts: Places
 
 
+@functools.lru_cache(maxsize=2)
 def room(n_words: int) -> Room:
-    """Working arrays for fewer words than the power of two `n_words`."""
+    """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
+    fresh memory costs more than what is computed in it."""
     begins, ends = (np.empty(n_words, np.int32) for _ in range(2))
     sums, grams = (np.empty(n_words, np.uint64) for _ in range(2))
     counts, firsts = (np.empty(2 * n_words, np.int32) for _ in range(2))
@@ -67,7 +70,7 @@ def mixed(value: np.uint64) -> np.uint64:
     return (value ^ (value >> np.uint64(31))) | np.uint64(1 << 63)
 
 
-@kernel
+@bare_kernel
 def power(exponent: int) -> np.uint64:
     """BASE ** exponent, modulo 2^64."""
     if exponent < len(POWERS):
@@ -81,7 +84,7 @@ def power(exponent: int) -> np.uint64:
     return result
 
 
-@kernel
+@bare_kernel
 def table_mask(n_entries: int, room: Room) -> int:
     """Empties a table for so many entries and gives its size less one."""
     size = 16
@@ -92,7 +95,7 @@ def table_mask(n_entries: int, room: Room) -> int:
     return size - 1
 
 
-@kernel
+@bare_kernel
 def seen(key: np.uint64, mask: int, keys: Hashes) -> bool:
     """Whether the table holds the key; from now on it does."""
     slot = np.int64(key & np.uint64(mask))
@@ -104,7 +107,7 @@ def seen(key: np.uint64, mask: int, keys: Hashes) -> bool:
     return False
 
 
-@kernel
+@bare_kernel
 def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) -> tuple[int, int, int]:
     """Parts of a text separated by `breaks` line ends or more: all, those that stood before, characters of these."""
     n_parts = 1
@@ -136,7 +139,7 @@ def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) 
     return parts, repeated, characters
 
 
-@kernel
+@bare_kernel
 def hash_words(
     codes: Codes, flags: Flags, first: int, last: int, stop_words: Hashes, room: Room
 ) -> tuple[int, int, int, int]:
@@ -178,7 +181,7 @@ def characters_of(first: int, last: int, room: Room) -> int:
     return characters
 
 
-@kernel
+@bare_kernel
 def top_ngram(n: int, first: int, last: int, room: Room) -> tuple[int, int]:
     """The characters of the most frequent n-gram, words joined by a space, the first of equals; how often it occurs.
 
@@ -207,7 +210,7 @@ def top_ngram(n: int, first: int, last: int, room: Room) -> tuple[int, int]:
     return characters_of(top, top + n, room) + n - 1, most
 
 
-@kernel
+@bare_kernel
 def repeated_ngrams(n: int, first: int, last: int, room: Room) -> int:
     """Characters of n-grams that stood before; words are joined without a space, and one n-gram at a time counts."""
     positions = last - first - n + 1

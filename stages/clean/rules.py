@@ -104,18 +104,18 @@ FINEWEB: dict[str, float] = {
     "max_line_end_ratio": 0.3,
 }
 # Looser than Gopher where documentation differs from web prose: its pages repeat headings and rules of dashes,
-# and its examples are numbers.
+# and its examples are numbers and signs, which are words here.
 DOCUMENTATION: dict[str, float] = {
     "max_duplicate_paragraph_character_ratio": 0.5,
     "max_duplicate_line_character_ratio": 0.5,
-    "max_top_2gram_ratio": 0.2,
-    "max_top_3gram_ratio": 0.18,
-    "max_top_4gram_ratio": 0.16,
+    "max_top_2gram_ratio": 0.3,
+    "max_top_3gram_ratio": 0.3,
+    "max_top_4gram_ratio": 0.3,
     "min_words": 20,
     "max_words": 200_000,
     "min_mean_word_length": 3,
     "max_mean_word_length": 12,
-    "min_alphabetic_ratio": 0.4,
+    "min_alphabetic_ratio": 0.25,
 }
 RECIPES: dict[str, dict[str, float]] = {
     "documentation": DOCUMENTATION,

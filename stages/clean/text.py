@@ -36,18 +36,27 @@ def _character_map() -> dict[int, str]:
 
 
 CHARACTERS = _character_map()
+ASCII = (
+    bytes.maketrans(b"\r\x0b\x0c", b"\n\n\n"),
+    bytes(code for code in CHARACTERS if code < 128 and chr(code) not in "\r\x0b\x0c"),
+)
 UNWANTED = re.compile("[" + "".join(re.escape(chr(code)) for code in sorted(CHARACTERS)) + "]")
 
 
 def normalise(text: str) -> str:
     """The text in the form above; empty if nothing but space was in it."""
-    text = LINE_END.sub("\n", text)
-    if UNWANTED.search(text):
-        text = text.translate(CHARACTERS)
-    if not text.isascii():
+    if text.isascii():
+        text = text.replace("\r\n", "\n").encode().translate(*ASCII).decode()
+    else:
+        text = LINE_END.sub("\n", text)
+        if UNWANTED.search(text):
+            text = text.translate(CHARACTERS)
         text = unicodedata.normalize("NFC", text)
-    text = "\n".join(map(str.rstrip, text.split("\n")))
-    return EMPTY_LINES.sub("\n\n\n", text).strip("\n")
+    if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
+        text = "\n".join(map(str.rstrip, text.split("\n")))
+    if "\n\n\n\n" in text:
+        text = EMPTY_LINES.sub("\n\n\n", text)
+    return text.strip("\n")
 
 
 def repair(text: str) -> str:

@@ -40,7 +40,7 @@ from stages.clean.english import (
     UNIT,
     English,
 )
-from stages.compiled import inline_kernel, kernel
+from stages.compiled import bare_kernel, inline_kernel
 from stages.utf8 import Bytes, Offsets, decode
 
 Codes = npt.NDArray[np.int32]
@@ -54,7 +54,7 @@ FIRST_OF_HOST, LAST_OF_HOST = 0xA1, 0xFFFF
 PARTS = UNIT - 1
 
 
-@kernel
+@bare_kernel
 def read_texts(data: Bytes, offsets: Offsets, classes: Flags, codes: Codes, flags: Flags, places: Offsets) -> None:
     """Writes the code points of all texts, the flags of each, and where each text begins among them."""
     count = 0
@@ -74,7 +74,7 @@ def is_digit(code: int) -> bool:
     return 48 <= code <= 57
 
 
-@kernel
+@bare_kernel
 def listed(codes: Codes, begin: int, end: int, english: English) -> int:
     """The number of the listed word that stands here, or -1."""
     if end <= begin or end - begin > LISTED_CHARACTERS or not english.begins[codes[begin] & 0xFF, end - begin]:
@@ -95,14 +95,14 @@ def listed(codes: Codes, begin: int, end: int, english: English) -> int:
     return -1
 
 
-@kernel
+@bare_kernel
 def listed_parts(codes: Codes, begin: int, end: int, english: English) -> int:
     """The lengths of the parts of a listed word; 0 if it is none."""
     number = listed(codes, begin, end, english)
     return english.parts[number] & PARTS if number >= 0 else 0
 
 
-@kernel
+@bare_kernel
 def prefix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
     """The length of what leads the word and is none of it."""
     code = codes[begin]
@@ -113,15 +113,15 @@ def prefix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
         while place < end and codes[place] == STOP:
             place += 1
         return place - begin if place - begin > 1 else 0
-    if (code == LARGE_A or code == LARGE_C) and begin + 1 < end and codes[begin + 1] == DOLLAR:
+    if (code in (LARGE_A, LARGE_C)) and begin + 1 < end and codes[begin + 1] == DOLLAR:
         return 2
     if code == LARGE_U and begin + 2 < end and codes[begin + 1] == LARGE_S and codes[begin + 2] == DOLLAR:
         return 3
     return 0
 
 
-@kernel
-def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: English) -> int:
+@bare_kernel
+def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: English, digits: bool) -> int:
     """The length of what trails the word and is none of it: the longest that fits."""
     if begin >= end:
         return 0
@@ -138,12 +138,14 @@ def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: Eng
         if last - 1 > begin:  # two large letters, or a degree
             ended |= before & flags[last - 2] & LETTER != 0 and before & flags[last - 2] & AFTER_STOP != 0
             ended |= codes[last - 2] == DEGREE and (previous == 67 or previous == 70 or previous == 75)  # C F K
-        return np.int64(ended)
+        return 1 if ended else 0
     longest = 0
     if flags[last] & SUFFIX:
         longest = 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
-    elif (code == SMALL_S or code == LARGE_S) and (previous == APOSTROPHE or previous == CURLY_APOSTROPHE):
+    elif (code in (SMALL_S, LARGE_S)) and (previous in (APOSTROPHE, CURLY_APOSTROPHE)):
         longest = 2
+    if not digits:
+        return longest
     place = last  # a unit, a currency or a plus after a digit
     while place > begin and end - place < UNIT_CHARACTERS and not is_digit(codes[place - 1]):
         place -= 1
@@ -159,7 +161,7 @@ def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: Eng
     return longest
 
 
-@kernel
+@bare_kernel
 def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -> int:
     """The length of what separates two words at `place`, such as the dash of well-known."""
     code = codes[place]
@@ -174,18 +176,18 @@ def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -
         return 0
     left, right, following = flags[place - 1], flags[place + 1], codes[place + 1]
     if code == STOP:
-        return np.int64(left & BEFORE_STOP != 0 and right & AFTER_STOP != 0)
+        return 1 if left & BEFORE_STOP != 0 and right & AFTER_STOP != 0 else 0
     if code == COMMA:
-        return np.int64(left & right & LETTER != 0)
+        return 1 if left & right & LETTER != 0 else 0
     digit = is_digit(codes[place - 1])
-    if digit and (code == PLUS or code == HYPHEN or code == 42 or code == 94):  # + - * ^
-        if is_digit(following) or following == HYPHEN:
-            return 1
+    counted = is_digit(following) or following == HYPHEN
+    if digit and counted and code in (PLUS, HYPHEN, 42, 94):  # + - * ^
+        return 1
     if not digit and not left & LETTER:
         return 0
-    if code == COLON or code == SLASH or 60 <= code <= 62 or code == EN_DASH or code == TILDE:  # < = >
-        return np.int64(right & LETTER != 0)
-    if code == HYPHEN or code == EM_DASH:
+    if code in (COLON, SLASH, EN_DASH, TILDE) or 60 <= code <= 62:  # < = >
+        return 1 if right & LETTER != 0 else 0
+    if code in (HYPHEN, EM_DASH):
         after = place + 1
         while after < end and codes[after] == code and after - place < (3 if code == HYPHEN else 2):
             after += 1
@@ -194,7 +196,7 @@ def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -
     return 0
 
 
-@kernel
+@bare_kernel
 def is_address(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
     """Whether this is a web or mail address: a host, perhaps with scheme, user, port and path."""
     stops, scheme = 0, True
@@ -208,14 +210,14 @@ def is_address(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
         code = codes[place]
         if code == AT and _is_host(codes, flags, place + 1, end):
             return True
-        if code == COLON and scheme and place - begin >= 2 and place + 3 < end:
-            if codes[place + 1] == SLASH and codes[place + 2] == SLASH and _is_host(codes, flags, place + 3, end):
-                return True
+        slashes = code == COLON and place + 3 < end and codes[place + 1] == SLASH and codes[place + 2] == SLASH
+        if scheme and slashes and place - begin >= 2 and _is_host(codes, flags, place + 3, end):
+            return True
         scheme &= flags[place] & LETTER != 0 or is_digit(code) or code in (PLUS, HYPHEN, STOP, UNDERSCORE)
     return False
 
 
-@kernel
+@bare_kernel
 def _is_host(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
     """Whether a host of two labels or more stands here, the last in small letters, then port and path or nothing."""
     place = label = begin
@@ -235,7 +237,7 @@ def _is_host(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
             stops, small, value, label = stops + 1, 0, 0, place + 1
         elif is_digit(code):
             value = value * 10 + code - 48 if 0 <= value < 256 else -1
-        elif 97 <= code | 32 <= 122 or FIRST_OF_HOST <= code <= LAST_OF_HOST or code == HYPHEN or code == UNDERSCORE:
+        elif 97 <= code | 32 <= 122 or FIRST_OF_HOST <= code <= LAST_OF_HOST or code in (HYPHEN, UNDERSCORE):
             small += flags[place] & LETTER != 0 and flags[place] & BEFORE_STOP != 0
             value = -1
         else:
@@ -255,7 +257,7 @@ def _is_host(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
     return place == end or codes[place] == SLASH or codes[place] == 63 or codes[place] == 35  # / ? #
 
 
-@kernel
+@bare_kernel
 def _put_parts(begin: int, parts: int, begins: Places, ends: Places, count: int) -> int:
     while parts:
         size = parts & 255
@@ -266,7 +268,7 @@ def _put_parts(begin: int, parts: int, begins: Places, ends: Places, count: int)
     return count
 
 
-@kernel
+@bare_kernel
 def _split_inside(codes: Codes, flags: Flags, begin: int, end: int, begins: Places, ends: Places, count: int) -> int:
     """What prefixes and suffixes left: an address, or words with dashes and slashes between."""
     start = place = begin
@@ -289,13 +291,16 @@ def _split_inside(codes: Codes, flags: Flags, begin: int, end: int, begins: Plac
     return count
 
 
-@kernel
+@bare_kernel
 def split_chunk(
     codes: Codes, flags: Flags, begin: int, end: int, english: English, begins: Places, ends: Places, count: int
 ) -> int:
     """Writes the words between two white spaces from `count` on, and gives the number of all words then."""
     suffixes = len(begins)  # those found so far wait at the end of `begins`, the last one lowest
     following, length, parts = end, -1, 0
+    digits = False
+    for place in range(begin, end):
+        digits |= is_digit(codes[place])
     while begin < end and end - begin != length:
         parts = listed_parts(codes, begin, end, english)
         if parts:
@@ -308,7 +313,7 @@ def split_chunk(
             if parts:
                 begin, count = begin + prefix, count + 1
                 break
-        suffix = suffix_length(codes, flags, begin + prefix, end, english)
+        suffix = suffix_length(codes, flags, begin + prefix, end, english, digits)
         if suffix:
             suffixes -= 1
             begins[suffixes] = end - suffix
@@ -329,7 +334,7 @@ def split_chunk(
     return count
 
 
-@kernel
+@bare_kernel
 def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, first: int, count: int) -> int:
     """Joins listed words among the words from `first` on that the rules took apart; the number of all words then."""
     for place in range(first, count):
@@ -352,7 +357,7 @@ def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, f
     return count
 
 
-@kernel
+@bare_kernel
 def _split_lone(flags: Flags, begins: Places, ends: Places, first: int, count: int) -> int:
     """Makes a word of each character of scripts without spaces, its marks with it."""
     extra = 0
@@ -375,7 +380,16 @@ def _split_lone(flags: Flags, begins: Places, ends: Places, first: int, count: i
     return written
 
 
-@kernel
+@bare_kernel
+def is_simple(codes: Codes, flags: Flags, begin: int, end: int, english: English) -> bool:
+    """Whether letters of ASCII and one mark that trails them stand here: the short way to most of what is no word."""
+    last = end - 1
+    if not flags[last - 1 if codes[last] == STOP else last] & (ENDED_BY_STOP if codes[last] == STOP else SUFFIX):
+        return False
+    return listed(codes, begin, last, english) < 0
+
+
+@bare_kernel
 def find_words(
     codes: Codes, flags: Flags, begin: int, end: int, english: English, begins: Places, ends: Places, count: int
 ) -> int:
@@ -383,20 +397,25 @@ def find_words(
     place = begin
     while place < end:
         first = place
-        plain, lone = True, False
+        others, lone = 0, False
         while place < end and not flags[place] & SPACE:  # to the end of a run without white space
-            plain &= 97 <= codes[place] | 32 <= 122
+            others += not 97 <= codes[place] | 32 <= 122
             lone |= flags[place] & LONE != 0
             place += 1
         if place > first:
             if count + 3 * (place - first) >= len(begins):
                 return -1
+            last = place - 1
             parts = listed_parts(codes, first, place, english)
             if parts:
                 count = _put_parts(first, parts, begins, ends, count)
-            elif plain:
+            elif others == 0:
                 begins[count], ends[count] = first, place
                 count += 1
+            elif others == 1 and place - first > 1 and is_simple(codes, flags, first, place, english):  # `word,`
+                begins[count], ends[count] = first, last
+                begins[count + 1], ends[count + 1] = last, place
+                count += 2
             else:
                 chunk = count
                 count = split_chunk(codes, flags, first, place, english, begins, ends, count)

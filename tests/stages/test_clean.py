@@ -1,21 +1,17 @@
-"""clean: what normalisation changes and keeps, which rule drops what, and the split of every document."""
+"""clean: verdicts, splits and samples of every document, done piece by piece and once."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from stages.clean import piece
 from stages.clean import stage as clean_stage
-from stages.clean.html_text import html_to_text
 from stages.clean.params import CleanParams
-from stages.clean.rules import RULES, Failure, Page, first_failure
-from stages.clean.text import normalise
 from stages.documents import read_table
 from stages.download.params import DownloadParams
 from stages.download.stage import run as run_download
@@ -24,7 +20,7 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.splits import SplitParams, split_of
 
-OFF = CleanParams(**dict.fromkeys(RULES))  # type: ignore[arg-type]
+OFF = CleanParams(recipe="none")
 HALVES = SplitParams(validation=0.3, test=0.3)
 
 
@@ -46,54 +42,10 @@ def clean(root: Path, params: CleanParams = OFF, split: SplitParams = HALVES, wo
     return json.loads((root / "data/clean/metrics.json").read_text())
 
 
-# Text
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
-        ("Cafe\u0301", "Caf\u00e9"),
-        ("a\0b\x07c\ufeff", "abc"),
-        ("a\u00a0b", "a b"),
-        ("if x:  \n\treturn 1\n    y = 2", "if x:\n\treturn 1\n    y = 2"),
-        ("one\n\ntwo\n\n\nthree\n\n\n\n\n\nfour", "one\n\ntwo\n\n\nthree\n\n\nfour"),
-        ("\n \n    indented\n\n", "    indented"),
-        (" \n\t\n", ""),
-    ],
+PROSE = (
+    "The quick brown fox jumps over a lazy dog while seven wizards quietly mix strange potions beneath old bridges "
+    "and nobody in town remembers why those lanterns burn."
 )
-def test_normalising_keeps_paragraphs_and_indentation(raw: str, expected: str) -> None:
-    assert normalise(raw) == expected
-
-
-@given(st.text())
-def test_normalising_twice_changes_nothing_more(text: str) -> None:
-    once = normalise(text)
-    assert normalise(once) == once
-    assert unicodedata.is_normalized("NFC", once)
-    assert not [c for c in once if unicodedata.category(c) in ("Cc", "Zs") and c not in "\n\t "]
-
-
-@pytest.mark.parametrize(
-    ("html", "expected"),
-    [
-        ("<h1>Sum</h1><p>Adds <b>two</b>  numbers.</p><pre>a\n  + b</pre>", "Sum\n\nAdds two numbers.\n\na\n  + b"),
-        ("<p>a<br>b</p>\n<ul><li>x</li> <li>y</li></ul>", "a\nb\n\nx\ny"),
-        ("<table><tr><td>1</td><td>2</td></tr><tr><td>3</td></tr></table>", "1 2\n3"),
-        (
-            "<head><title>T</title></head><script>f()</script><style>p{}</style><p>1 &lt; 2 &amp; caf&eacute;",
-            "1 < 2 & café",
-        ),
-        ("<!-- note -->plain", "plain"),
-        ("", ""),
-    ],
-)
-def test_html_becomes_text(html: str, expected: str) -> None:
-    assert html_to_text(html) == expected
-
-
-def test_deep_html_does_not_end_in_a_recursion_error() -> None:
-    assert html_to_text("<i>" * 5000 + "deep") == "deep"
 
 
 def test_html_is_turned_into_text_for_html_files_unless_said_otherwise(tmp_path: Path) -> None:
@@ -111,64 +63,10 @@ def test_html_is_turned_into_text_for_html_files_unless_said_otherwise(tmp_path:
         assert sum(text.startswith("<p>") for text in found) == expected
 
 
-# Rules
-
-
-def test_measures_are_what_they_say() -> None:
-    page = Page("a b a b a c")
-    assert page.n_words() == 6
-    assert page.mean_word_length() == 1
-    assert page.top_ngram_ratio(2) == pytest.approx(2 * 2 / 6)
-    assert Page("one two three").top_ngram_ratio(2) == 0
-    assert Page("one 2 3.5 x4 -- é").alphabetic_ratio() == pytest.approx(3 / 6)
-    assert Page("abcd\n  abcd\nxy").duplicate_line_ratio() == pytest.approx(4 / 10)
-    assert Page("abc\n\nabc\n\n\nde").duplicate_paragraph_ratio() == pytest.approx(3 / 8)
-
-
-PROSE = (
-    "The quick brown fox jumps over a lazy dog while seven wizards quietly mix strange potions beneath old bridges "
-    "and nobody in town remembers why those lanterns burn."
-)
-DROPPED = {
-    "min_words": "Too short.",
-    "max_words": PROSE,
-    "min_mean_word_length": " ".join(chr(97 + i % 26) + chr(97 + i // 26) for i in range(60)),
-    "max_mean_word_length": " ".join(f"{chr(97 + i)}" * 15 for i in range(24)),
-    "min_alphabetic_ratio": " ".join(str(1000 + i) for i in range(60)),
-    "max_duplicate_line_ratio": "\n".join(sorted(PROSE.split()) * 3),
-    "max_duplicate_paragraph_ratio": "\n\n".join([PROSE.replace(" a ", "\n"), PROSE.replace(" a ", "\n")] * 2),
-    "max_top_2gram_ratio": " ".join(f"hello there {word}" for word in PROSE.split()),
-    "max_top_3gram_ratio": " ".join(f"hello there you {word}" for word in PROSE.split()),
-    "max_top_4gram_ratio": " ".join(f"hello there you all {word}" for word in PROSE.split()),
-}
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_each_rule_drops_and_can_be_off(rule: str) -> None:
-    threshold = 10 if rule == "max_words" else CleanParams.model_fields[rule].default
-    only = OFF.model_copy(update={rule: threshold})
-    failure = first_failure(DROPPED[rule], only)
-    assert failure and failure.rule == rule and failure.threshold == threshold
-    assert first_failure(PROSE, only) is None or rule == "max_words"
-    assert first_failure(DROPPED[rule], OFF) is None
-
-
-def test_a_document_without_a_word_is_always_dropped() -> None:
-    assert first_failure("", OFF) == Failure("empty", 0.0, 1.0)
-
-
-def test_contradicting_thresholds_are_refused() -> None:
-    with pytest.raises(ValueError, match="min_words 30 is above max_words 20"):
-        CleanParams(min_words=30, max_words=20)
-
-
-# The stage
-
-
 def test_every_document_gets_a_verdict_and_every_reason_is_counted(tmp_path: Path) -> None:
     texts = [f"{PROSE} Number {number}." for number in range(60)] + ["Too short.", " \n"]
     corpus(tmp_path, texts)
-    metrics = clean(tmp_path, CleanParams())
+    metrics = clean(tmp_path, OFF.model_copy(update={"min_words": 20}))
     verdicts = read_table(tmp_path / "data/clean/verdicts").to_pylist()
     assert [verdict["id"] for verdict in verdicts] == [f"a.jsonl:{row}" for row in range(1, 63)]
     assert [(verdict["rule"], verdict["value"], verdict["threshold"]) for verdict in verdicts[-2:]] == [
@@ -191,10 +89,11 @@ def test_the_split_is_that_of_the_raw_text(tmp_path: Path) -> None:
 
 
 def test_bytes_do_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean_stage, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(piece, "BATCH_CHARACTERS", 500)
     corpus(tmp_path, [f"{PROSE} Number {number}." for number in range(80)])
     written = []
     for workers in (1, 2):
+        shutil.rmtree(tmp_path / ".dvc", ignore_errors=True)  # what finished tasks left
         clean(tmp_path, CleanParams(), workers=workers)
         files = sorted((tmp_path / "data/clean").rglob("*.*"))
         written.append({path.name: path.read_bytes() for path in files if path.is_file()})
@@ -204,7 +103,7 @@ def test_bytes_do_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_later_stages_could_not_use_is_refused_with_the_param_to_change(tmp_path: Path) -> None:
     corpus(tmp_path, ["Too short.", "So is this."])
     with pytest.raises(BadInput, match=r"2 of 2 were dropped by min_words; change clean.min_words \(null"):
-        clean(tmp_path, CleanParams())
+        clean(tmp_path, OFF.model_copy(update={"min_words": 20}))
     with pytest.raises(BadInput, match=r"split.validation 0.0001 of 2 documents reserved none for validation; raise"):
         clean(tmp_path, split=SplitParams(validation=0.0001, test=0.0001))
     corpus(tmp_path, [f"document {number}" for number in range(20)])
@@ -217,3 +116,73 @@ def test_shards_are_standard_parquet(tmp_path: Path) -> None:
     clean(tmp_path)
     table = pq.read_table(tmp_path / "data/clean/documents/00000.parquet")
     assert table.column_names == ["id", "text", "source", "split"]
+
+
+def put(root: Path, name: str, texts: list[str]) -> None:
+    path = root / "inputs" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def download(root: Path) -> dict:
+    job = Job("download", root, Execution(workers=1))
+    job.prepare()
+    run_download(job, DownloadParams(source="files"))
+    job.publish()
+    return json.loads((root / "data/download/manifest.json").read_text())
+
+
+def done(root: Path, step: str) -> set[str]:
+    return {folder.name for folder in (root / ".dvc/tmp/millrace" / step.replace("/", "/tasks/")).glob("*")}
+
+
+def test_a_changed_file_redoes_its_piece_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.pieces.ends_group", lambda name, size, mean: True)
+    for number in range(6):
+        put(tmp_path, f"{number}.jsonl", [f"{PROSE} {number} {row}" for row in range(20)])
+    download(tmp_path)
+    clean(tmp_path)
+    scans, pieces = done(tmp_path, "download/scans"), done(tmp_path, "clean/pieces")
+    assert len(scans) == len(pieces) == 6
+    put(tmp_path, "3.jsonl", [f"{PROSE} another {row}" for row in range(20)])
+    download(tmp_path)
+    clean(tmp_path)
+    assert len(done(tmp_path, "download/scans") - scans) == len(done(tmp_path, "clean/pieces") - pieces) == 1
+    ids = read_table(tmp_path / "data/clean/documents")["id"].to_pylist()
+    assert ids == [f"{number}.jsonl:{row}" for number in range(6) for row in range(1, 21)]
+
+
+def test_a_large_file_is_cut_and_gives_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.jsonl", [f"{PROSE} {row}" for row in range(200)])
+    download(tmp_path)
+    metrics = clean(tmp_path)
+    whole = read_table(tmp_path / "data/clean/documents")
+    monkeypatch.setattr("stages.download.files.PIECE_BYTES", 5000)
+    monkeypatch.setattr("stages.pieces.PIECE_BYTES", 5000)
+    shutil.rmtree(tmp_path / ".dvc")
+    manifest = download(tmp_path)
+    assert len(manifest["shards"][0]["cuts"]) > 5
+    monkeypatch.setattr("stages.pieces.ends_group", lambda name, size, mean: True)
+    assert clean(tmp_path) == metrics
+    assert len(done(tmp_path, "clean/pieces")) == len(manifest["shards"][0]["cuts"]) + 1
+    assert read_table(tmp_path / "data/clean/documents").equals(whole)
+
+
+def test_samples_show_what_each_rule_dropped(tmp_path: Path) -> None:
+    corpus(
+        tmp_path, [f"{PROSE} Number {number}." for number in range(60)] + [f"Short {number}." for number in range(9)]
+    )
+    clean(tmp_path, OFF.model_copy(update={"min_words": 20}))
+    samples = json.loads((tmp_path / "data/clean/samples.json").read_text())
+    assert samples.keys() == {"min_words"}
+    assert len(samples["min_words"]) == 5
+    assert all(one["text"].startswith("Short ") and one["threshold"] == 20 for one in samples["min_words"])
+
+
+def test_language_and_masking_are_asked_for(tmp_path: Path) -> None:
+    french = "Le chat dort sur le toit de la maison et personne ne sait pourquoi il le fait chaque jour."
+    corpus(tmp_path, [f"{PROSE} Write to me{number}@there.org." for number in range(40)] + [french])
+    metrics = clean(tmp_path, OFF.model_copy(update={"languages": ["en"], "mask_pii": True}))
+    assert metrics["dropped.languages"] == 1 and metrics["documents_out"] == 40
+    texts = read_table(tmp_path / "data/clean/documents")["text"].to_pylist()
+    assert set(texts) == {f"{PROSE} Write to email@example.com."}

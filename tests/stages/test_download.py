@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stages.download import hub, python_docs
 from stages.download.docstrings import docstrings_of
@@ -26,7 +28,7 @@ from stages.download.stage import run, within_limits
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
-from stages.sources import read_corpus
+from stages.sources import Checked, SourceFile, check_file, read_corpus, validate
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 COMMIT = "0123456789" * 4
@@ -273,6 +275,54 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", "")
     with pytest.raises(BadInput, match="gave no document"):
         download(tmp_path, source="files")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.jsonl.gz"])
+def test_a_document_beyond_the_limit_is_refused_before_it_is_read_whole(tmp_path: Path, name: str) -> None:
+    content = {"a.txt": "x", "a.csv": "text\nx"}.get(name, '{"text": "').encode() + b"x" * 3_000_000
+    put(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(BadInput, match=r"a document of more than 1 MB; cut it .* or raise download.max_document_mb"):
+        download(tmp_path, source="files", max_document_mb=1)
+
+
+def test_validate_tells_all_that_is_wrong_and_reads_on(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": 3}\n{"text": "\xe9"}\nnothing\n{"text": "b"}\n')
+    put(tmp_path, "b.txt", b"\0")
+    put(tmp_path, "c.txt", "good")
+    checked = {one.name: one for one in validate(tmp_path / "inputs", "**/*", "text")}
+    assert [line.split("a.jsonl: ")[1].split(" is ")[0].split(" must")[0] for line in checked["a.jsonl"].problems] == [
+        "row 2: 'text'",
+        "byte 36 (0xe9)",
+        "row 4: not valid JSON: Expecting value: line 1 column 1 (char 0)",
+    ]
+    assert (checked["a.jsonl"].documents, checked["c.txt"]) == (2, Checked("c.txt", 1, 4, []))
+    assert "NUL" in checked["b.txt"].problems[0]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.txt.zst", "a.parquet", "a.arrow"]),
+    st.data(),
+)
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    table = pa.table({"text": ["some text", "more \u00e9"]})
+    buffer = pa.BufferOutputStream()
+    if name.endswith("parquet"):
+        pq.write_table(table, buffer)
+    else:
+        with pa.ipc.new_file(buffer, table.schema) as writer:
+            writer.write_table(table)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ("some text", "more \u00e9", "\u65e5")).encode()
+    content = bytearray(
+        {".gz": gzip.compress(rows), ".zst": zstandard.compress(rows), ".csv": b"text,n\na,1\n\xc3\xa9,2\n"}.get(
+            Path(name).suffix, buffer.getvalue().to_pybytes() if name.endswith(("parquet", "arrow")) else rows
+        )
+    )
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content))) :]
+    one = check_file(SourceFile(put(tmp_path, name, bytes(content)), name), "text")
+    assert all("\n" not in problem and name in problem for problem in one.problems)
 
 
 @pytest.mark.parametrize("values", [{"inputs": "in/*.txt"}, {"include": "/x"}, {"text_column": ""}, {"max_bytes": -1}])

@@ -338,13 +338,13 @@ def test_a_killed_run_goes_on_and_a_changed_shard_is_sketched_alone(
             dedup(root, documents)
     done = {
         path.name: path.stat().st_mtime_ns
-        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.npy")
+        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.bin")
     }
     assert dedup(root, documents) == expected
     assert written(root) == written(tmp_path / "expected")
     assert done == {
         path.name: path.stat().st_mtime_ns
-        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.npy")
+        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.bin")
     }
     sketches = root / ".dvc/tmp/millrace/dedup/tasks/sketch"
     before = set(sketches.iterdir())

@@ -37,6 +37,7 @@ from stages.utf8 import text_buffers
 
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 21
+BUFFER_BYTES = 1 << 20
 Numbers = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]
 
@@ -93,7 +94,7 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
         BadInput: the shard cannot be read, or lacks a column.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:  # else all of a column at once
             first = 0
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows

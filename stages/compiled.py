@@ -22,7 +22,6 @@ from typing import Any
 
 import numba
 from numba.core import caching
-from numba.core.runtime import rtsys
 from numba.np import linalg
 
 SHARED = Path(__file__).parent
@@ -79,17 +78,6 @@ def _no_blas() -> None:
     raise ImportError("kernels multiply no matrices")
 
 
-def _load_overload(cache: Any, signature: Any, context: Any) -> Any:
-    """Loads a compiled function without what only compiling needs, numba's tables of types: a sixth of a second.
-
-    Compiling makes up for it: it fills these tables itself.
-    """
-    rtsys.initialize(context)
-    with cache._guard_against_spurious_io_errors():
-        return cache._load_overload(signature, context)
-
-
-caching.Cache.load_overload = _load_overload  # type: ignore[method-assign]
 linalg.ensure_blas = _no_blas  # else the first kernel of a process imports scipy, for a third of a second
 numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{Locator.__name__}"  # type: ignore[attr-defined]
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -1,7 +1,8 @@
-"""Reduces: documents with equal keys, for one part of one band over all shards.
+"""Reduces: documents with equal keys, for one part of some bands over all shards.
 
 The keys of a band fall into parts by their first bits, so that a part has about `PART_ENTRIES` documents,
 whatever the corpus: 28 bands of a million documents are 28 x 4 tasks, each of which holds 20 bytes a document.
+Of a small corpus a task takes several bands, one after the other: 28 bands of 60,000 documents are 7 tasks.
 
 A bucket is the documents that share a key. One of up to 64 gives all its pairs. A larger one is handed on
 whole, to be compared in stars (stars.py). A pair is one number, first << 32 | second, where the first is
@@ -31,7 +32,7 @@ Pairs = npt.NDArray[np.uint64]
 
 
 class BucketItem(NamedTuple):
-    """One part of one band.
+    """One part of some bands.
 
     Attributes:
         numbers: the file with the number of each position; `NONE` where a document is not compared.
@@ -39,7 +40,7 @@ class BucketItem(NamedTuple):
     """
 
     sketches: Sketches
-    band: int
+    bands: range
     part: int
     n_parts: int
     numbers: Path
@@ -56,9 +57,16 @@ def n_parts_of(n_documents: int) -> int:
     return parts
 
 
+def bands_together(n_documents: int, bands: range) -> list[range]:
+    """The bands in groups of up to `PART_ENTRIES` documents."""
+    size = max(PART_ENTRIES // max(n_documents, 1), 1)
+    return [bands[at : at + size] for at in range(0, len(bands), size)]
+
+
 def write_copies(item: BucketItem, folder: Path) -> None:
     """copies.npy, uint32[n, 2]: every document but the first of those with one exact hash, and that first one."""
-    keys, positions = item.sketches.entries(item.band, item.part, item.n_parts.bit_length() - 1)
+    (band,) = item.bands
+    keys, positions = item.sketches.entries(band, item.part, item.n_parts.bit_length() - 1)
     chosen = _repeated(keys)
     keys, positions = keys[chosen], positions[chosen]
     lower_half = np.empty(len(keys), np.uint64)
@@ -75,24 +83,33 @@ def write_copies(item: BucketItem, folder: Path) -> None:
 
 def write_candidates(item: BucketItem, folder: Path) -> None:
     """pairs.npy, each pair once, ascending; large.npy with large_ends.npy, the buckets of more than 64."""
-    keys, positions = item.sketches.entries(item.band, item.part, item.n_parts.bit_length() - 1)
-    numbers = np.load(item.numbers, mmap_mode="r")[positions]
+    pairs, large = [], [np.empty(0, np.uint32)]
+    for band in item.bands:
+        numbers, ends = band_buckets(item, band)
+        pair_up = _all_pairs if item.verify else _first_pairs
+        count = pair_up(numbers, ends, item.n_reserved, item.enabled, np.empty(0, np.uint64))
+        pairs.append(np.empty(count, np.uint64))
+        pair_up(numbers, ends, item.n_reserved, item.enabled, pairs[-1])
+        begins = np.concatenate(([0], ends[:-1])).astype(np.int64)
+        for bucket in np.flatnonzero(ends - begins[: len(ends)] > ALL_PAIRS_UP_TO) if item.verify else []:
+            large.append(numbers[begins[bucket] : ends[bucket]])
+    np.save(folder / "pairs.npy", np.unique(np.concatenate(pairs)))
+    np.save(folder / "large.npy", np.concatenate(large))
+    np.save(folder / "large_ends.npy", np.cumsum([len(bucket) for bucket in large[1:]], dtype=np.int64))
+
+
+def band_buckets(item: BucketItem, band: int) -> tuple[Numbers, npt.NDArray[np.int64]]:
+    """The documents of the buckets of two or more end to end, each bucket ascending, and where they end."""
+    keys, positions = item.sketches.entries(band, item.part, item.n_parts.bit_length() - 1)
+    chosen = _repeated(keys)
+    keys = keys[chosen]
+    numbers = np.load(item.numbers, mmap_mode="r")[positions[chosen]]
     compared = numbers != NONE
     keys, numbers = keys[compared], numbers[compared]
-    chosen = _repeated(keys)
-    keys, numbers = keys[chosen], numbers[chosen]
     order = np.lexsort((numbers, keys))
     keys, numbers = keys[order], numbers[order]
     ends = np.flatnonzero(np.concatenate((keys[1:] != keys[:-1], [True]))) + 1 if len(keys) else np.empty(0, np.int64)
-    pair_up = _all_pairs if item.verify else _first_pairs
-    count = pair_up(numbers, ends, item.n_reserved, item.enabled, np.empty(0, np.uint64))
-    pairs = np.empty(count, np.uint64)
-    pair_up(numbers, ends, item.n_reserved, item.enabled, pairs)
-    np.save(folder / "pairs.npy", np.unique(pairs))
-    begins = np.concatenate(([0], ends[:-1])).astype(np.int64)
-    large = [numbers[b:e] for b, e in zip(begins, ends, strict=False) if e - b > ALL_PAIRS_UP_TO and item.verify]
-    np.save(folder / "large.npy", np.concatenate([*large, np.empty(0, np.uint32)]))
-    np.save(folder / "large_ends.npy", np.cumsum([len(bucket) for bucket in large], dtype=np.int64))
+    return numbers, ends
 
 
 def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -25,11 +25,11 @@ from stages.dedup.buckets import Pairs
 from stages.dedup.minhash import estimates
 from stages.dedup.order import load_positions
 from stages.dedup.params import DedupParams
-from stages.dedup.sketch import Numbers, Sketches, read_batches, shingled_batch
+from stages.dedup.sketch import Numbers, Sketches, mapped, read_batches, shingled_batch
 from stages.entry import Job
 from stages.shingles import Hashes, distinct
 from stages.tasks import Task, results
-from stages.utf8 import Offsets
+from stages.utf8 import Offsets, text_buffers
 
 RANGE_PAIRS = 1 << 20
 CHUNK_PAIRS = 1 << 15
@@ -126,7 +126,7 @@ class Sets(NamedTuple):
 
     Attributes:
         documents: their numbers, ascending.
-        folders: files with the sets, `shingles.bin`.
+        folders: files with the sets, `shingles.bin`, and the texts.
         places: in which of them each document is.
         begins, sizes: where in it, and how many distinct shingles, int64.
     """
@@ -144,12 +144,13 @@ class ExactItem(NamedTuple):
 
 
 def exact_jaccards(
-    job: Job, sketches: Sketches, order: Path, pairs: Pairs, params: DedupParams
+    job: Job, sketches: Sketches, order: Path, pairs: Pairs, params: DedupParams, made: list[Sets]
 ) -> npt.NDArray[np.float64]:
-    """The exact Jaccard similarity of each pair, for pairs in ascending order."""
+    """The exact Jaccard similarity of each pair, for pairs in ascending order; adds the sets it needs to `made`."""
     if not len(pairs):
         return np.empty(0)
     sets = shingle_sets(job, sketches, load_positions(order), pairs, params)
+    made.append(sets)
     first, second = split_pairs(pairs)
     sizes = sum(sets.sizes[np.searchsorted(sets.documents, documents)] for documents in (first, second))
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK_SHINGLES)) + 1
@@ -184,15 +185,32 @@ def shingle_sets(job: Job, sketches: Sketches, positions: Numbers, pairs: Pairs,
 
 
 def write_sets(item: SetsItem, folder: Path) -> None:
-    """shingles.bin, the distinct shingles of the wanted documents end to end, and ends.npy."""
-    counts = [np.zeros(1, np.int64)]
-    with (folder / "shingles.bin").open("wb") as file:
+    """shingles.bin, the distinct shingles of the wanted documents end to end, and ends.npy; the same of their texts.
+
+    The page of clusters shows some of the texts, and would unpack as many shards again for them.
+    """
+    counts, sizes = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    with (folder / "shingles.bin").open("wb") as file, (folder / "texts.bin").open("wb") as texts:
         for batch in read_batches(item.path, ["text"], item.rows):
-            shingled, _ = shingled_batch(batch.column("text"), item.ngram)
+            shingled, text_sizes = shingled_batch(batch.column("text"), item.ngram)
             shingles, ends = distinct(shingled.shingles, shingled.ends)
             shingles.tofile(file)
             counts.append(np.diff(ends))
+            text_buffers(batch.column("text"))[0].tofile(texts)
+            sizes.append(text_sizes)
     np.save(folder / "ends.npy", np.cumsum(np.concatenate(counts)))
+    np.save(folder / "text_ends.npy", np.cumsum(np.concatenate(sizes)))
+
+
+def text_of(sets: Sets, document: int, limit: int) -> bytes | None:
+    """The first bytes of a document's text, if its set was made."""
+    at = int(np.searchsorted(sets.documents, document))
+    if at == len(sets.documents) or sets.documents[at] != document:
+        return None
+    folder = sets.folders[sets.places[at]]
+    place = int(np.searchsorted(np.load(folder / "ends.npy", mmap_mode="r"), sets.begins[at]))  # no set is empty
+    begin, end = np.load(folder / "text_ends.npy", mmap_mode="r")[place : place + 2].tolist()
+    return mapped(folder / "texts.bin", np.uint8)[begin : min(end, begin + limit)].tobytes()
 
 
 def write_jaccards(item: ExactItem, folder: Path) -> None:
@@ -209,10 +227,9 @@ def gathered(sets: Sets) -> tuple[Hashes, Offsets]:
     shingles = np.empty(ends[-1], np.uint64)
     for number, folder in enumerate(sets.folders):
         members = np.flatnonzero(sets.places == number)
-        stored = np.memmap(folder / "shingles.bin", np.uint64, "r")
-        for member in members:
-            begin, size = sets.begins[member], sets.sizes[member]
-            shingles[ends[member] : ends[member] + size] = stored[begin : begin + size]
+        stored = mapped(folder / "shingles.bin", np.uint64)
+        for target, begin, size in np.stack([ends[members], sets.begins[members], sets.sizes[members]], 1).tolist():
+            shingles[target : target + size] = stored[begin : begin + size]
     return shingles, ends
 
 

@@ -7,7 +7,7 @@ folder of a shard's sketch holds, for its n documents:
     exact.npy           uint64[n, 2]         xxh3-128 of the normalised text
     sizes.npy           uint32[n]            bytes of the text
     reserved.npy        bool[n]              whether it is validation or test text
-    keys.npy, rows.npy  uint64[bands + 1, n], uint32[bands + 1, n]
+    keys.bin, rows.bin  uint64[bands + 1, n], uint32[bands + 1, n]
 
 The last two are the bands: in each row of `keys` the keys of one band in ascending order, and in `rows` whose
 they are. So the documents whose key begins with given bits lie side by side, and a task that compares one
@@ -17,6 +17,7 @@ part of one band over all shards reads 12 bytes for each of its documents and no
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ from stages.utf8 import text_buffers
 
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 21
+BUFFER_BYTES = 1 << 20
 Numbers = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]
 
@@ -67,12 +69,20 @@ def write_sketch(item: SketchItem, folder: Path) -> None:
             reserved.append(np.array([split != "train" for split in batch.column("split").to_pylist()], np.bool_))
     hashes = np.concatenate([*exact, np.empty((0, 2), np.uint64)])
     all_keys = np.concatenate([np.concatenate([*keys, np.empty((item.bands, 0), np.uint64)], axis=1), hashes[:, :1].T])
-    rows = np.argsort(all_keys, axis=1, kind="stable")
-    np.save(folder / "keys.npy", np.take_along_axis(all_keys, rows, axis=1))
-    np.save(folder / "rows.npy", rows.astype(np.uint32))
+    rows = np.argsort(all_keys, axis=1)  # readers put equal keys in order themselves
+    np.take_along_axis(all_keys, rows, axis=1).tofile(folder / "keys.bin")
+    rows.astype(np.uint32).tofile(folder / "rows.bin")
     np.save(folder / "exact.npy", hashes)
     np.save(folder / "sizes.npy", np.concatenate([*sizes, np.empty(0, np.uint32)]))
     np.save(folder / "reserved.npy", np.concatenate([*reserved, np.empty(0, np.bool_)]))
+
+
+def mapped(path: Path, kind: npt.DTypeLike) -> np.ndarray:
+    """The numbers in a file, mapped. np.memmap takes ten times as long to open one, which counts with many shards."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return np.empty(0, kind)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
 def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | None = None) -> Iterator[pa.RecordBatch]:
@@ -84,7 +94,7 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
         BadInput: the shard cannot be read, or lacks a column.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:  # else all of a column at once
             first = 0
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
@@ -159,12 +169,14 @@ class Sketches:
     def entries(self, band: int, prefix: int, bits: int) -> tuple[npt.NDArray[np.uint64], Positions]:
         """The keys of a band whose first `bits` bits are `prefix`, and the positions of their documents."""
         keys, positions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        for start, folder in zip(self.starts, self.folders, strict=False):
-            shard_keys, rows = (np.load(folder / f"{name}.npy", mmap_mode="r")[band] for name in ("keys", "rows"))
+        for start, stop, folder in zip(self.starts, self.starts[1:], self.folders, strict=False):
+            here = slice(band * (stop - start), (band + 1) * (stop - start))
+            shard_keys = mapped(folder / "keys.bin", np.uint64)[here]
+            rows = mapped(folder / "rows.bin", np.uint32)[here]
             begin = int(np.searchsorted(shard_keys, np.uint64(prefix << 64 - bits))) if prefix else 0
             last = prefix + 1 == 1 << bits
             end = len(shard_keys) if last else int(np.searchsorted(shard_keys, np.uint64(prefix + 1 << 64 - bits)))
-            keys.append(np.array(shard_keys[begin:end]))
+            keys.append(shard_keys[begin:end])
             positions.append(start + rows[begin:end].astype(np.int64))
         return np.concatenate(keys), np.concatenate(positions)
 
@@ -186,5 +198,4 @@ class Sketches:
 
     def shard_signatures(self, shard: int) -> Signatures:
         """The signatures of one shard, mapped from its file."""
-        shape = (int(self.starts[shard + 1] - self.starts[shard]), self.n_hashes)
-        return np.memmap(self.folders[shard] / "signatures.bin", np.uint32, "r", shape=shape)
+        return mapped(self.folders[shard] / "signatures.bin", np.uint32).reshape(-1, self.n_hashes)

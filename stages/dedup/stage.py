@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from stages.dedup.buckets import BucketItem, Pairs, n_parts_of, write_candidates, write_copies
-from stages.dedup.compare import close_pairs, exact_jaccards, joined_pairs, split_pairs
+from stages.dedup.buckets import BucketItem, Pairs, bands_together, n_parts_of, write_candidates, write_copies
+from stages.dedup.compare import Sets, close_pairs, exact_jaccards, joined_pairs, split_pairs
 from stages.dedup.decide import (
     EXACT,
     LEAKED,
@@ -38,7 +39,7 @@ from stages.dedup.decide import (
 from stages.dedup.lists import metadata_of, write_lists
 from stages.dedup.order import NONE, write_order
 from stages.dedup.params import DedupParams
-from stages.dedup.report import write_report
+from stages.dedup.report import Texts, write_report
 from stages.dedup.sketch import Sketches, SketchItem, write_sketch
 from stages.dedup.stars import large_buckets, star_matches
 from stages.documents import shard_paths
@@ -53,15 +54,18 @@ class Corpus(NamedTuple):
 
     Attributes:
         order: the folder with their numbers and positions (order.py).
+        sets: sets and texts of documents that were compared, for the page of clusters.
     """
 
     sketches: Sketches
     order: Path
     n_reserved: int
+    sets: list[Sets]
 
 
 def run(job: Job, dedup: DedupParams) -> None:
     """Writes keep.parquet, removals.parquet (both by id), clusters.html and metrics.json."""
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool gives pages back between batches, to take them again
     corpus = read_corpus(job, dedup)
     copies = exact_copies(job, corpus, dedup)
     pairs, jaccards = find_matches(job, corpus, copies, dedup)
@@ -73,7 +77,8 @@ def run(job: Job, dedup: DedupParams) -> None:
     clustered = np.unique(np.concatenate((first, second, removals.documents, removals.kept)))
     metadata = metadata_of({"normalisation": normalisation_name(), "ngram": dedup.ngram})
     write_lists(job.staging, corpus.sketches, corpus.order, removals, clusters, clustered, metadata)
-    write_report(job.staging / "clusters.html", corpus.sketches, corpus.order, removals, clusters, clustered)
+    texts = Texts(corpus.sketches, corpus.order, corpus.sets)
+    write_report(job.staging / "clusters.html", texts, removals, clusters, clustered)
     sizes = np.unique(clusters.names(clustered), return_counts=True)[1]
     counts = dict(zip(RULES, np.bincount(removals.rules, minlength=len(RULES)).tolist(), strict=True))
     metrics = {
@@ -94,7 +99,7 @@ def read_corpus(job: Job, dedup: DedupParams) -> Corpus:
     task = Task(job.key("order", [folder.name for folder in sketches.folders]), sketches)
     order = next(results(job, "order", write_order, [task], "orders"))
     n_reserved = sum(int(reserved.sum()) for reserved in sketches.arrays("reserved"))
-    return Corpus(sketches, order, n_reserved)
+    return Corpus(sketches, order, n_reserved, [])
 
 
 def sketch_shards(job: Job, dedup: DedupParams) -> Sketches:
@@ -108,7 +113,9 @@ def sketch_shards(job: Job, dedup: DedupParams) -> Sketches:
 
 def exact_copies(job: Job, corpus: Corpus, dedup: DedupParams) -> Removals:
     """The training documents with the exact hash of a document that is preferred, and their removals."""
-    folders = bucket_tasks(job, "copies", corpus, corpus.order / "numbers.npy", [dedup.bands], dedup)
+    folders = bucket_tasks(
+        job, "copies", corpus, corpus.order / "numbers.npy", range(dedup.bands, dedup.bands + 1), dedup
+    )
     found = np.concatenate([np.load(folder / "copies.npy") for folder in folders]).astype(np.int64)
     copies, originals = found[found[:, 0] >= corpus.n_reserved].T
     leaked = originals < corpus.n_reserved
@@ -131,7 +138,7 @@ def find_matches(job: Job, corpus: Corpus, copies: Removals, dedup: DedupParams)
         return pairs, np.zeros(len(pairs))
 
     def compare(pairs: Pairs) -> Jaccards:
-        return exact_jaccards(job, corpus.sketches, corpus.order, pairs, dedup)
+        return exact_jaccards(job, corpus.sketches, corpus.order, pairs, dedup, corpus.sets)
 
     close = [np.load(path) for path in close_pairs(job, corpus.sketches, corpus.order, folders, dedup.precheck)]
     pairs = np.concatenate(close)
@@ -144,19 +151,17 @@ def find_matches(job: Job, corpus: Corpus, copies: Removals, dedup: DedupParams)
     return pairs, np.concatenate((jaccards[near], more_jaccards))[at]
 
 
-def bucket_tasks(
-    job: Job, step: str, corpus: Corpus, numbers: Path, bands: list[int] | range, dedup: DedupParams
-) -> list[Path]:
+def bucket_tasks(job: Job, step: str, corpus: Corpus, numbers: Path, bands: range, dedup: DedupParams) -> list[Path]:
     """The folders of the reduces over these bands."""
     n_parts = n_parts_of(len(corpus.sketches))
     key = (numbers.parent.name, [folder.name for folder in corpus.sketches.folders], dedup.enabled, dedup.verify)
     tasks = []
-    for band in bands:
+    for group in bands_together(len(corpus.sketches), bands):
         for part in range(n_parts):
             item = BucketItem(
-                corpus.sketches, band, part, n_parts, numbers, corpus.n_reserved, dedup.enabled, dedup.verify
+                corpus.sketches, group, part, n_parts, numbers, corpus.n_reserved, dedup.enabled, dedup.verify
             )
-            tasks.append(Task(job.key(step, *key, band, part, n_parts), item))
+            tasks.append(Task(job.key(step, *key, list(group), part, n_parts), item))
     return list(results(job, step, write_copies if step == "copies" else write_candidates, tasks, "parts"))
 
 
@@ -178,7 +183,7 @@ def decide(job: Job, corpus: Corpus, pairs: Pairs, jaccards: Jaccards, dedup: De
     removals = component_removals(first, second, len(corpus.sketches), corpus.n_reserved)
     named = joined_pairs(removals.kept, removals.documents)
     order = np.argsort(named, kind="stable")
-    removals.jaccards[order] = exact_jaccards(job, corpus.sketches, corpus.order, named[order], dedup)
+    removals.jaccards[order] = exact_jaccards(job, corpus.sketches, corpus.order, named[order], dedup, corpus.sets)
     return removals
 
 

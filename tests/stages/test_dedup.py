@@ -84,6 +84,12 @@ def test_without_verification_a_bucket_gives_two_stars() -> None:
     assert bucket_pairs([list(range(100))], 0, True, False) == {(0, other) for other in range(1, 100)}
 
 
+def test_bands_of_a_small_corpus_are_reduced_together() -> None:
+    assert buckets.bands_together(40_000, range(14)) == [range(6), range(6, 12), range(12, 14)]
+    assert buckets.bands_together(1 << 20, range(28, 29)) == [range(28, 29)]
+    assert buckets.bands_together(0, range(28)) == [range(28)]
+
+
 def test_ranges_of_pairs_hold_every_pair_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "RANGE_PAIRS", 64)
     monkeypatch.setattr(compare, "SAMPLE", 4)
@@ -338,13 +344,13 @@ def test_a_killed_run_goes_on_and_a_changed_shard_is_sketched_alone(
             dedup(root, documents)
     done = {
         path.name: path.stat().st_mtime_ns
-        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.npy")
+        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.bin")
     }
     assert dedup(root, documents) == expected
     assert written(root) == written(tmp_path / "expected")
     assert done == {
         path.name: path.stat().st_mtime_ns
-        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.npy")
+        for path in (root / ".dvc/tmp/millrace/dedup/tasks/sketch").glob("*/keys.bin")
     }
     sketches = root / ".dvc/tmp/millrace/dedup/tasks/sketch"
     before = set(sketches.iterdir())
@@ -380,6 +386,18 @@ def test_the_report_shows_where_documents_differ(tmp_path: Path) -> None:
     assert "<del>&lt;b&gt; more</del>" in page and "100 equal words" in page
     assert "Jaccard 0.983, estimated 0." in page or "Jaccard 0.983, estimated 1." in page
     assert marked_differences("a b c", "a x c") == ("a <del>b</del> c", "a <ins>x</ins> c")
+
+
+def test_the_report_shows_differences_before_exact_copies(tmp_path: Path) -> None:
+    copies = [(f"a{seed:02}", prose(seed, 300) + "!" * extra, "train") for seed in range(25) for extra in (0, 1)]
+    near = [("n1", prose(99) + " <b> more", "train"), ("n2", prose(99), "train"), ("n3", prose(99) + "?", "train")]
+    documents = [(f"{name}{number}", *rest) for number, (name, *rest) in enumerate(copies)]
+    dedup(tmp_path, [*documents, *near[:2]])
+    page = (tmp_path / "data/dedup/clusters.html").read_text()
+    assert page.index("<del>&lt;b&gt; more</del>") < page.index("<h2>2.") and page.count("<h2>") == 20
+    assert "a00" in page, "a text that no pair of near-duplicates needed"
+    dedup(tmp_path / "three", [*documents, *near])
+    assert "n3" in (tmp_path / "three/data/dedup/clusters.html").read_text()
 
 
 def test_the_report_stays_small_for_huge_documents_and_clusters(tmp_path: Path) -> None:

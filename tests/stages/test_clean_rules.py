@@ -17,7 +17,7 @@ from stages.clean.judge import Verdicts, judge
 from stages.clean.params import CleanParams
 from stages.clean.rules import C4, FINEWEB, GOPHER, LINE_RULES, RECIPES, RULES
 from stages.clean.text import normalise
-from stages.clean.words import split_words
+from stages.clean.words import split_texts
 from stages.utf8 import text_buffers
 from tests.stages import plain_filters
 
@@ -63,20 +63,20 @@ def verdicts(texts: list[str], **params: object) -> Verdicts:
     ],
 )
 def test_words_are_those_of_spacy(text: str, words: str) -> None:
-    assert split_words(text, english()) == words.split()
+    assert split_texts([text], english())[0] == words.split()
 
 
 @settings(max_examples=400)
 @given(TEXTS | st.text(max_size=40))
 def test_words_are_those_of_the_plain_rules(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    assert split_words(text, english()) == plain_filters.words_of(text)
+    assert split_texts([text], english())[0] == plain_filters.words_of(text)
 
 
 @given(st.text(max_size=80))
 def test_words_hold_every_character_but_white_space(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    assert "".join(split_words(text, english())) == "".join(text.split())
+    assert "".join(split_texts([text], english())[0]) == "".join(text.split())
 
 
 def test_the_table_of_english_is_the_one_that_the_code_knows() -> None:

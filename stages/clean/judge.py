@@ -139,7 +139,7 @@ def judge_words(
             else:
                 if marked < 0:
                     marked = mark_repeated(codes, first, last, n, room)
-                value = ratio(repeated_ngrams(n, first, last, marked, room), end - begin)
+                value = ratio(repeated_ngrams(n, last, marked, room), end - begin) if marked else 0.0
             if value > limit:
                 rule = TOP + n - 2
         if rule == PASSED:

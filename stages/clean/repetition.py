@@ -32,7 +32,7 @@ class Room(NamedTuple):
 
     Attributes:
         begins, ends: where each word begins and ends.
-        sums: the hash of the words of a document before each.
+        sums, lengths: the hash and the number of the characters of a document's words before each.
         grams: the hash of the n-gram that begins at each.
         places, slots: of some n-grams the first word, and where in the table they are.
         keys, counts: a table by hash for one document; a key of 0 is a free slot.
@@ -41,6 +41,7 @@ class Room(NamedTuple):
     begins: Places
     ends: Places
     sums: Hashes
+    lengths: Places
     grams: Hashes
     places: Places
     slots: Places
@@ -52,9 +53,9 @@ class Room(NamedTuple):
 def room(n_words: int) -> Room:
     """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
     fresh memory costs more than what is computed in it."""
-    begins, ends, places, slots = (np.empty(n_words, np.int32) for _ in range(4))
+    begins, ends, lengths, places, slots = (np.empty(n_words, np.int32) for _ in range(5))
     sums, grams, keys = (np.empty(size, np.uint64) for size in (n_words, n_words, 2 * n_words))
-    return Room(begins, ends, sums, grams, places, slots, keys, np.empty(2 * n_words, np.int32))
+    return Room(begins, ends, sums, lengths, grams, places, slots, keys, np.empty(2 * n_words, np.int32))
 
 
 def grown(small: Room) -> Room:
@@ -148,7 +149,7 @@ def hash_words(
     """Fills `sums` for the words of a document; counts words that are not all symbols, their characters, words with
     a letter, and how many of `stop_words` (their hashes, at most 64) occur."""
     total = found = np.uint64(0)
-    n_plain = plain_characters = n_alphabetic = 0
+    n_plain = plain_characters = n_alphabetic = characters = 0
     for word in range(first, last):
         value = np.uint64(0)
         plain = alphabetic = False
@@ -157,7 +158,8 @@ def hash_words(
             value = value * BASE + np.uint64(codes[place])
             plain |= flags[place] & SYMBOL == 0
             alphabetic |= flags[place] & ALPHABETIC != 0
-        room.sums[word] = total
+        room.sums[word], room.lengths[word] = total, characters
+        characters += size
         room.grams[word] = value
         total = total * power(size) + value
         n_plain += plain
@@ -166,21 +168,12 @@ def hash_words(
         for number in range(len(stop_words)):
             if stop_words[number] == value:
                 found |= np.uint64(1) << np.uint64(number)
-    room.sums[last] = total
+    room.sums[last], room.lengths[last] = total, characters
     n_stop_words = 0
     while found:
         n_stop_words += 1
         found &= found - np.uint64(1)
     return n_plain, plain_characters, n_alphabetic, n_stop_words
-
-
-@inline_kernel
-def characters_of(first: int, last: int, room: Room) -> int:
-    """The characters of the words from `first` to before `last`."""
-    characters = 0
-    for word in range(first, last):
-        characters += room.ends[word] - room.begins[word]
-    return characters
 
 
 @bare_kernel
@@ -203,7 +196,7 @@ def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tup
             if number + 1 == n_repeated or room.places[number + 1] != word + 1:  # what follows it occurs once
                 continue
         following = word + n - 1
-        size = room.ends[following] - room.begins[following]
+        size = room.lengths[following + 1] - room.lengths[following]
         value = room.sums[following + 1] - room.sums[following] * power(size)
         key = mixed(room.grams[word] * BASE + value + np.uint64(size))
         room.grams[word] = key
@@ -217,7 +210,7 @@ def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tup
         room.places[candidates], room.slots[candidates] = word, slot
         candidates += 1
     if most < 2:
-        return characters_of(first, first + n, room) + n - 1, 1, 0
+        return room.lengths[first + n] - room.lengths[first] + n - 1, 1, 0
     top, n_repeated = -1, 0
     for number in range(candidates):
         count = room.counts[room.slots[number]]
@@ -225,14 +218,15 @@ def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tup
             top = room.places[number]
         room.places[n_repeated] = room.places[number]
         n_repeated += count > 1
-    return characters_of(top, top + n, room) + n - 1, most, n_repeated
+    return room.lengths[top + n] - room.lengths[top] + n - 1, most, n_repeated
 
 
 @bare_kernel
 def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> int:
-    """Marks in `grams` the words from which on n-grams may occur twice, whatever n is; how many these are.
+    """Notes in `places` the words from which on n or more words may occur twice; how many these are.
 
-    That is where the next WINDOW characters, white space left out, do so by a hash, or where n words have fewer.
+    That is where the next WINDOW characters, white space left out, do so by a hash (then `grams` is not 0), or
+    where n words have fewer.
     """
     mask = 16
     while mask < 4 * (last - first):
@@ -248,39 +242,32 @@ def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> in
         slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))
         seen_times[slot] = min(2, seen_times[slot] + 1)
         room.places[word - first] = slot
-    marked, size = 0, characters_of(first, min(first + n, last), room)
-    for word in range(first, last):
+    marked = 0
+    for word in range(first, last - n + 1):
         twice = seen_times[room.places[word - first]] > 1
-        room.grams[word] = twice
-        marked += twice or size < WINDOW
-        size -= room.ends[word] - room.begins[word]
-        if word + n < last:
-            size += room.ends[word + n] - room.begins[word + n]
+        if twice or room.lengths[word + n] - room.lengths[word] < WINDOW:
+            room.grams[word] = twice
+            room.places[marked] = word
+            marked += 1
     return marked
 
 
 @bare_kernel
-def repeated_ngrams(n: int, first: int, last: int, marked: int, room: Room) -> int:
+def repeated_ngrams(n: int, last: int, marked: int, room: Room) -> int:
     """Characters of n-grams that stood before; words are joined without a space, and one n-gram at a time counts.
 
     Call it after mark_repeated, with what that gave.
     """
-    positions = last - first - n + 1
-    if positions <= 0 or marked == 0:
-        return 0
     mask = table_mask(marked, room)
-    word, characters = first, 0
-    size = characters_of(first, first + n, room)
-    while word < first + positions:
-        step = 1
+    characters = following = 0
+    for number in range(marked):
+        word = room.places[number]
+        if word < following or word + n > last:
+            continue
+        size = room.lengths[word + n] - room.lengths[word]
         if room.grams[word] or size < WINDOW:
             value = room.sums[word + n] - room.sums[word] * power(size)
             if seen(mixed(value + np.uint64(size)), mask, room.keys):
                 characters += size
-                step = n
-        for _ in range(step):
-            size -= room.ends[word] - room.begins[word]
-            if word + n < last:
-                size += room.ends[word + n] - room.begins[word + n]
-            word += 1
+                following = word + n
     return characters

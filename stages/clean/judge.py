@@ -4,7 +4,7 @@
 
 A pass takes all documents that no earlier rule has dropped: repeated parts, then words and what is counted
 on them, then lines, then what is left of the page. Measures of a group are taken only if one of its rules
-is on. Working memory is about 50 bytes a word of the texts given together.
+is on. Working memory is about 60 bytes a word of the texts given together.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def judge_words(
             rules[text] = 0
             continue
         n_plain, plain_characters, n_alphabetic, n_stop_words = hash_words(codes, flags, first, last, stop_words, room)
-        rule, value, repeated, marked = PASSED, 0.0, -1, -1
+        rule, value, repeated, marked = PASSED, 0.0, np.int64(-1), np.int64(-1)
         for n in range(2, 11):
             limit = limits[TOP + n - 2]
             if rule != PASSED or (n > top_rules and np.isnan(limit)):

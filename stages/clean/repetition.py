@@ -3,6 +3,10 @@
     a b a b a c    pairs: a b (2), b a (2), a c    the first of the most frequent: a b
     one line / two lines / one line                3 parts, 1 of them repeated, of 8 characters
 
+Counting is needed only where something may occur twice. Three words in a row do so only where their first two and
+their last two do; five or more only where the 16 characters that stand there do, which one pass notes for all
+sizes. The measures are exact: what is left out occurs once.
+
 Texts are compared by 64-bit hashes: the polynomial of their characters, so that the hash of several words in a
 row follows from the hashes up to their ends, and mixed before it finds a place in a table. Two different
 texts of one document have equal hashes once in 10^19 times (or if somebody made them so).

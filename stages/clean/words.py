@@ -10,6 +10,9 @@ A run of characters between white space is taken apart from both ends, then insi
 3. What is left stays whole if it is a web address, else it is split at dashes and slashes between letters.
 4. Listed words that the rules above took apart, such as the face `):`, are joined again.
 
+Most runs stand in the texts many times: what was found for one is kept by its hash for the next (`Memo`), and a
+table of first character, length and last character says at once that a run is no listed word.
+
 A script without spaces between words has no such rules; each of its characters is a word of its own here.
 A text is an array of code points and one of their flags (`read_texts`); words are places in it: begin and
 end of each, int32.
@@ -370,16 +373,16 @@ def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, f
     for place in range(first, count):
         last = min(count, place + MOST_PARTS) - 1
         while last > place:
-            number = -1
-            if may_be_listed(codes, begins[place], ends[last], english.gates):
-                number = listed(codes, begins[place], ends[last], english)
+            number, start, end = -1, np.int64(begins[place]), np.int64(ends[last])
+            if may_be_listed(codes, start, end, english.gates):
+                number = listed(codes, start, end, english)
             pattern, word = english.patterns[number] if number >= 0 else 0, place
             matches = pattern != 0
             while pattern and word <= last and pattern & 255 == ends[word] - begins[word]:
                 pattern >>= PART_BITS
                 word += 1
             if matches and pattern == 0 and word == last + 1:  # never more parts than before
-                after = _put_parts(begins[place], english.parts[number] & PARTS, begins, ends, place)
+                after = _put_parts(start, english.parts[number] & PARTS, begins, ends, place)
                 for word in range(last + 1, count):
                     begins[after], ends[after] = begins[word], ends[word]
                     after += 1
@@ -511,7 +514,7 @@ def words_of_texts(
     """
     for slot in range(len(memo.keys)):
         memo.keys[slot] = 0
-    count = 0
+    count = np.int64(0)  # a plain 0 is a type of its own to numba, which would compile all that takes it twice
     for text in range(len(places) - 1):
         words[text] = count
         if rules[text] == PASSED:

@@ -168,7 +168,7 @@ def read_part(part: Part, text_column: str) -> Iterator[Document]:
     try:
         columns = ["id", "text", "source"]
         for batch in pq.ParquetFile(part.path).iter_batches(batch_size=1024, row_groups=groups, columns=columns):
-            yield from (Document(**row) for row in batch.to_pylist())
+            yield from map(Document, *(batch.column(name).to_pylist() for name in columns))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise BadInput(f"{part.path}: cannot be read as Parquet ({reason}); run `dvc repro download`") from None

@@ -68,7 +68,8 @@ class English(NamedTuple):
     parts: for each the lengths of its parts, 8 bits a part, the first part lowest; none for what is only a unit.
         The bit UNIT says that it is a unit.
     patterns: the same for the parts that the rules alone would make of it; 0 where those are no others.
-    begins: bool[256, 16], whether a listed word begins with this character (its lowest byte) and has so many.
+    gates: int64[256, 16], for a first character (its lowest byte) and a length a bit for each last character (its
+        lowest 6 bits) that a listed word has.
     """
 
     classes: npt.NDArray[np.uint16]
@@ -77,7 +78,7 @@ class English(NamedTuple):
     offsets: npt.NDArray[np.int32]
     parts: npt.NDArray[np.int64]
     patterns: npt.NDArray[np.int64]
-    begins: npt.NDArray[np.bool_]
+    gates: npt.NDArray[np.int64]
 
 
 def lines() -> Iterator[tuple[str, list[str]]]:
@@ -141,13 +142,13 @@ def table(words: dict[str, tuple[str, ...]], patterns: dict[str, tuple[str, ...]
     for unit in units():
         entries[unit] = entries.get(unit, 0) | UNIT
     slots = np.full(SLOTS, -1, np.int32)
-    begins = np.zeros((256, LISTED_CHARACTERS + 1), np.bool_)
+    gates = np.zeros((256, LISTED_CHARACTERS + 1), np.uint64)
     for number, word in enumerate(entries):
         slot = slot_of(word)
         while slots[slot] >= 0:
             slot = (slot + 1) % SLOTS
         slots[slot] = number
-        begins[ord(word[0]) & 0xFF, len(word)] = True
+        gates[ord(word[0]) & 0xFF, len(word)] |= np.uint64(1 << (ord(word[-1]) & 63))
     return English(
         character_classes(),
         slots,
@@ -155,18 +156,18 @@ def table(words: dict[str, tuple[str, ...]], patterns: dict[str, tuple[str, ...]
         np.cumsum([0, *map(len, entries)]).astype(np.int32),
         np.array(list(entries.values()), np.int64),
         np.array([_packed(patterns.get(word, ())) for word in entries], np.int64),
-        begins,
+        gates.view(np.int64),
     )
 
 
 @functools.lru_cache(maxsize=1)
 def english() -> English:
     """All that english.txt says."""
-    from stages.clean.words import split_words
+    from stages.clean.words import split_texts
 
     words = listed_words()
     alone = table({}, {})
-    patterns = {word: tuple(split_words(word, alone)) for word in words}
+    patterns = {word: tuple(parts) for word, parts in zip(words, split_texts(list(words), alone), strict=True)}
     different = {
         word: pattern for word, pattern in patterns.items() if 1 < len(pattern) <= MOST_PARTS and pattern != words[word]
     }

@@ -4,7 +4,7 @@
 
 A pass takes all documents that no earlier rule has dropped: repeated parts, then words and what is counted
 on them, then lines, then what is left of the page. Measures of a group are taken only if one of its rules
-is on. Working memory is about 50 bytes a word of the texts given together.
+is on. Working memory is about 60 bytes a word of the texts given together.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from stages.clean.english import English, english
+from stages.clean.english import english
 from stages.clean.lines import (
     KEEP,
     LOREM_IPSUM,
@@ -34,17 +33,17 @@ from stages.clean.repetition import (
     Room,
     grown,
     hash_words,
+    mark_repeated,
     repeated_ngrams,
     repeated_parts,
     room,
     top_ngram,
 )
 from stages.clean.rules import LINE_RULES, RULES, thresholds
-from stages.clean.words import Codes, Flags, find_words, read_texts
+from stages.clean.words import PASSED, Codes, Flags, Rules, empty_memo, read_texts, words_of_texts
 from stages.compiled import bare_kernel, inline_kernel
 from stages.utf8 import Bytes, Offsets
 
-PASSED = -1
 PARTS, TOP, REPEATED, QUALITY, LINES, SENTENCES, PAGE = (
     RULES.index(name)
     for name in (
@@ -58,7 +57,6 @@ PARTS, TOP, REPEATED, QUALITY, LINES, SENTENCES, PAGE = (
     )
 )
 LEAST_ROOM = 1 << 12
-Rules = npt.NDArray[np.int8]
 
 
 class Verdicts(NamedTuple):
@@ -107,22 +105,6 @@ def judge_parts(
 
 
 @bare_kernel
-def words_of_texts(
-    codes: Codes, flags: Flags, places: Offsets, english: English, room: Room, rules: Rules, words: Offsets
-) -> bool:
-    """Finds the words of all texts that are left; those of text n are words[n] to words[n + 1]. False: no room."""
-    count = 0
-    for text in range(len(places) - 1):
-        words[text] = count
-        if rules[text] == PASSED:
-            count = find_words(codes, flags, places[text], places[text + 1], english, room.begins, room.ends, count)
-            if count < 0 or count + 2 >= len(room.begins):
-                return False
-    words[len(places) - 1] = count
-    return True
-
-
-@bare_kernel
 def judge_words(
     codes: Codes,
     flags: Flags,
@@ -135,6 +117,9 @@ def judge_words(
     values: Numbers,
 ) -> None:
     """The rules on n-grams, and Gopher's on the quality of words and lines."""
+    top_rules = 0
+    for n in range(2, 5):
+        top_rules = top_rules if np.isnan(limits[TOP + n - 2]) else n
     for text in range(len(places) - 1):
         if rules[text] != PASSED:
             continue
@@ -143,16 +128,18 @@ def judge_words(
             rules[text] = 0
             continue
         n_plain, plain_characters, n_alphabetic, n_stop_words = hash_words(codes, flags, first, last, stop_words, room)
-        rule, value = PASSED, 0.0
+        rule, value, repeated, marked = PASSED, 0.0, np.int64(-1), np.int64(-1)
         for n in range(2, 11):
             limit = limits[TOP + n - 2]
-            if rule != PASSED or (n > 4 and np.isnan(limit)):
+            if rule != PASSED or (n > top_rules and np.isnan(limit)):
                 continue
             if n < 5:
-                characters, count = top_ngram(n, first, last, room)
+                characters, count, repeated = top_ngram(n, first, last, repeated, room)
                 value = ratio(characters * count, end - begin)
             else:
-                value = ratio(repeated_ngrams(n, first, last, room), end - begin)
+                if marked < 0:
+                    marked = mark_repeated(codes, first, last, n, room)
+                value = ratio(repeated_ngrams(n, last, marked, room), end - begin) if marked else 0.0
             if value > limit:
                 rule = TOP + n - 2
         if rule == PASSED:
@@ -264,6 +251,7 @@ def judge_page(
 def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
     """The verdict on each normalised text."""
     n, tables = len(offsets) - 1, english()
+    memo = empty_memo()
     limits, line_limits = thresholds(params), thresholds(params, LINE_RULES)
     on, lines_on = ~np.isnan(limits), ~np.isnan(line_limits)
     stop_words = np.array([polynomial(word) for word in sorted(set(params.stop_words))], np.uint64)
@@ -274,7 +262,7 @@ def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
     space = room(max(LEAST_ROOM, 1 << (len(data) // 4).bit_length()))  # a word has 4 bytes or more, mostly
     while not judge_parts(codes, flags, places, limits, space, rules, values):
         space = grown(space)
-    while not words_of_texts(codes, flags, places, tables, space, rules, words):
+    while not words_of_texts(codes, flags, places, tables, memo, space.begins, space.ends, rules, words):
         space = grown(space)
     judge_words(codes, flags, places, words, limits, stop_words, space, rules, values)
     if lines_on.any() or on[LINES : LINES + 2].any():
@@ -283,7 +271,7 @@ def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
         if lines_on.any():
             codes, places = out[: out_places[-1]], out_places
             flags = tables.classes[codes]
-            while not words_of_texts(codes, flags, places, tables, space, rules, words):
+            while not words_of_texts(codes, flags, places, tables, memo, space.begins, space.ends, rules, words):
                 space = grown(space)
     if on[SENTENCES:].any() or lines_on.any():
         while not judge_page(codes, flags, places, words, limits, params.short_line_length, space, rules, values):

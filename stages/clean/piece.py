@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -26,7 +27,7 @@ from stages.documents import SHARD_BYTES
 from stages.entry import write_json
 from stages.sources import Document, Part, read_part
 from stages.splits import SplitParams, split_of
-from stages.utf8 import text_buffers
+from stages.utf8 import text_buffers, text_column
 from stages.workers import batches
 
 BATCH_CHARACTERS = 4 << 20
@@ -99,7 +100,7 @@ def clean_batch(
     from stages.clean.judge import judge
 
     texts = [prepared(document, clean) for document in batch]
-    data, offsets = text_buffers(pa.array(texts, pa.large_string()))
+    data, offsets = text_buffers(text_column(texts))
     found = judge(data, offsets, clean)
     limits = thresholds(clean)
     dropped_by = [(RULES[rule], limits[rule]) if rule >= 0 else None for rule in found.rules.tolist()]
@@ -108,31 +109,43 @@ def clean_batch(
     check_languages(texts_out, clean, dropped_by, values)
     for name, lines in zip(LINE_RULES, found.lines_removed.tolist(), strict=True):
         counts[f"lines_removed.{name}"] += lines
-    rows, judged = [], []
+    kept: list[tuple[str, str, str, str]] = []
     for document, text, text_out, dropped, value in zip(batch, texts, texts_out, dropped_by, values, strict=True):
         counts["documents_in"] += 1
         counts["bytes_in"] += len(document.text.encode())
         if dropped:
             counts[f"dropped.{dropped[0]}"] += 1
             samples.add(dropped[0], document.id, value, dropped[1], text)
-            judged.append((document.id, False, dropped[0], value, dropped[1]))
             continue
-        judged.append((document.id, True, None, None, None))
         part = split_of(document.text, split)
         text_out = masked(text_out) if clean.mask_pii else text_out
         counts["documents_out"] += 1
         counts["bytes_out"] += len(text_out.encode())
         if part != "train":
             counts[f"documents_{part}"] += 1
-        rows.append((document.id, text_out, document.source, part))
-    return _table(rows, DOCUMENTS), _table(judged, VERDICTS)
+        kept.append((document.id, text_out, document.source, part))
+    columns = list(zip(*kept, strict=True)) or [()] * len(DOCUMENTS)
+    documents = pa.table([text_column(column).cast(STRING) for column in columns], schema=DOCUMENTS)
+    return documents, verdicts_table([document.id for document in batch], dropped_by, values)
 
 
-def _table(rows: list[tuple], schema: pa.Schema) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+def verdicts_table(names: list[str], dropped_by: list[tuple[str, float] | None], values: list[float]) -> pa.Table:
+    """A row for each document; rule, value and threshold are null where no rule dropped it."""
+    kept = np.array([dropped is None for dropped in dropped_by], np.bool_)
+    place = pa.array(np.array([_place(dropped) for dropped in dropped_by], np.int32), mask=kept)
+    thresholds_of = np.array([dropped[1] if dropped else 0.0 for dropped in dropped_by], np.float64)
+    columns = [
+        text_column(names).cast(STRING),
+        pa.array(kept),
+        text_column((*RULES, LANGUAGE)).cast(STRING).take(place),
+        pa.array(np.array(values, np.float64), mask=kept),
+        pa.array(thresholds_of, mask=kept),
+    ]
+    return pa.table(columns, schema=VERDICTS)
+
+
+def _place(dropped: tuple[str, float] | None) -> int:
+    return (*RULES, LANGUAGE).index(dropped[0]) if dropped else 0
 
 
 def prepared(document: Document, clean: CleanParams) -> str:
@@ -176,4 +189,4 @@ def prepare_kernels(clean: CleanParams) -> None:
     """Compiles or loads what `judge` needs, so that worker processes inherit it."""
     from stages.clean.judge import judge
 
-    judge(*text_buffers(pa.array(["Some words.\n\nSome lines of words."])), clean)
+    judge(*text_buffers(text_column(["Some words.\n\nSome lines of words."])), clean)

@@ -3,6 +3,10 @@
     a b a b a c    pairs: a b (2), b a (2), a c    the first of the most frequent: a b
     one line / two lines / one line                3 parts, 1 of them repeated, of 8 characters
 
+Counting is needed only where something may occur twice. Three words in a row do so only where their first two and
+their last two do; five or more only where the 16 characters that stand there do, which one pass notes for all
+sizes. The measures are exact: what is left out occurs once.
+
 Texts are compared by 64-bit hashes: the polynomial of their characters, so that the hash of several words in a
 row follows from the hashes up to their ends, and mixed before it finds a place in a table. Two different
 texts of one document have equal hashes once in 10^19 times (or if somebody made them so).
@@ -23,6 +27,7 @@ from stages.compiled import bare_kernel, inline_kernel
 BASE = np.uint64(0x9E3779B97F4A7C15)
 Hashes = npt.NDArray[np.uint64]
 NEW_LINE = 10
+WINDOW = 16  # characters by whose hash n-grams that occur once are told
 POWERS = np.cumprod(np.full(1024, BASE, np.uint64), dtype=np.uint64) * np.uint64(0xF1DE83E19937733D)  # BASE ** index
 
 
@@ -31,28 +36,30 @@ class Room(NamedTuple):
 
     Attributes:
         begins, ends: where each word begins and ends.
-        sums: the hash of the words of a document before each.
+        sums, lengths: the hash and the number of the characters of a document's words before each.
         grams: the hash of the n-gram that begins at each.
-        keys, counts, firsts: a table by hash for one document; a key of 0 is a free slot.
+        places, slots: of some n-grams the first word, and where in the table they are.
+        keys, counts: a table by hash for one document; a key of 0 is a free slot.
     """
 
     begins: Places
     ends: Places
     sums: Hashes
+    lengths: Places
     grams: Hashes
+    places: Places
+    slots: Places
     keys: Hashes
     counts: Places
-    firsts: Places
 
 
 @functools.lru_cache(maxsize=2)
 def room(n_words: int) -> Room:
     """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
     fresh memory costs more than what is computed in it."""
-    begins, ends = (np.empty(n_words, np.int32) for _ in range(2))
-    sums, grams = (np.empty(n_words, np.uint64) for _ in range(2))
-    counts, firsts = (np.empty(2 * n_words, np.int32) for _ in range(2))
-    return Room(begins, ends, sums, grams, np.empty(2 * n_words, np.uint64), counts, firsts)
+    begins, ends, lengths, places, slots = (np.empty(n_words, np.int32) for _ in range(5))
+    sums, grams, keys = (np.empty(size, np.uint64) for size in (n_words, n_words, 2 * n_words))
+    return Room(begins, ends, sums, lengths, grams, places, slots, keys, np.empty(2 * n_words, np.int32))
 
 
 def grown(small: Room) -> Room:
@@ -146,7 +153,7 @@ def hash_words(
     """Fills `sums` for the words of a document; counts words that are not all symbols, their characters, words with
     a letter, and how many of `stop_words` (their hashes, at most 64) occur."""
     total = found = np.uint64(0)
-    n_plain = plain_characters = n_alphabetic = 0
+    n_plain = plain_characters = n_alphabetic = characters = 0
     for word in range(first, last):
         value = np.uint64(0)
         plain = alphabetic = False
@@ -155,7 +162,8 @@ def hash_words(
             value = value * BASE + np.uint64(codes[place])
             plain |= flags[place] & SYMBOL == 0
             alphabetic |= flags[place] & ALPHABETIC != 0
-        room.sums[word] = total
+        room.sums[word], room.lengths[word] = total, characters
+        characters += size
         room.grams[word] = value
         total = total * power(size) + value
         n_plain += plain
@@ -164,7 +172,7 @@ def hash_words(
         for number in range(len(stop_words)):
             if stop_words[number] == value:
                 found |= np.uint64(1) << np.uint64(number)
-    room.sums[last] = total
+    room.sums[last], room.lengths[last] = total, characters
     n_stop_words = 0
     while found:
         n_stop_words += 1
@@ -172,29 +180,27 @@ def hash_words(
     return n_plain, plain_characters, n_alphabetic, n_stop_words
 
 
-@inline_kernel
-def characters_of(first: int, last: int, room: Room) -> int:
-    """The characters of the words from `first` to before `last`."""
-    characters = 0
-    for word in range(first, last):
-        characters += room.ends[word] - room.begins[word]
-    return characters
-
-
 @bare_kernel
-def top_ngram(n: int, first: int, last: int, room: Room) -> tuple[int, int]:
-    """The characters of the most frequent n-gram, words joined by a space, the first of equals; how often it occurs.
+def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tuple[int, int, int]:
+    """The characters of the most frequent n-gram, words joined by a space, the first of equals; how often it occurs;
+    how many places have an n-gram that occurs twice.
 
-    Call it after hash_words for 2, 3 and 4 in this order: the hash of an n-gram is made from that of one word less.
+    Call it after hash_words for 2, 3 and 4 in this order, with what the last call gave: only where n - 1 words
+    occur twice, n may do so. `room.places` holds these places, -1 at first: all.
     """
     positions = last - first - n + 1
     if positions <= 0:
-        return 0, 0
-    mask = table_mask(positions, room)
-    most, top = 0, first
-    for word in range(first, first + positions):
+        return 0, 0, 0
+    n_places = positions if n_repeated < 0 else n_repeated
+    mask, candidates, most = table_mask(n_places, room), 0, 0
+    for number in range(n_places):
+        word = first + number
+        if n_repeated >= 0:
+            word = room.places[number]
+            if number + 1 == n_repeated or room.places[number + 1] != word + 1:  # what follows it occurs once
+                continue
         following = word + n - 1
-        size = room.ends[following] - room.begins[following]
+        size = room.lengths[following + 1] - room.lengths[following]
         value = room.sums[following + 1] - room.sums[following] * power(size)
         key = mixed(room.grams[word] * BASE + value + np.uint64(size))
         room.grams[word] = key
@@ -202,32 +208,70 @@ def top_ngram(n: int, first: int, last: int, room: Room) -> tuple[int, int]:
         while room.keys[slot] and room.keys[slot] != key:
             slot = (slot + 1) & mask
         if room.keys[slot] == 0:
-            room.keys[slot], room.counts[slot], room.firsts[slot] = key, 0, word
+            room.keys[slot], room.counts[slot] = key, 0
         room.counts[slot] += 1
-        count = room.counts[slot]
-        if count > most or (count == most and room.firsts[slot] < top):
-            most, top = count, room.firsts[slot]
-    return characters_of(top, top + n, room) + n - 1, most
+        most = max(most, room.counts[slot])
+        room.places[candidates], room.slots[candidates] = word, slot
+        candidates += 1
+    if most < 2:
+        return room.lengths[first + n] - room.lengths[first] + n - 1, 1, 0
+    top, n_repeated = -1, 0
+    for number in range(candidates):
+        count = room.counts[room.slots[number]]
+        if count == most and top < 0:
+            top = room.places[number]
+        room.places[n_repeated] = room.places[number]
+        n_repeated += count > 1
+    return room.lengths[top + n] - room.lengths[top] + n - 1, most, n_repeated
 
 
 @bare_kernel
-def repeated_ngrams(n: int, first: int, last: int, room: Room) -> int:
-    """Characters of n-grams that stood before; words are joined without a space, and one n-gram at a time counts."""
-    positions = last - first - n + 1
-    if positions <= 0:
-        return 0
-    mask = table_mask(positions, room)
-    word, characters = first, 0
-    size = characters_of(first, first + n, room)
-    while word < first + positions:
-        value = room.sums[word + n] - room.sums[word] * power(size)
-        step = 1
-        if seen(mixed(value + np.uint64(size)), mask, room.keys):
-            characters += size
-            step = n
-        for _ in range(step):
-            size -= room.ends[word] - room.begins[word]
-            if word + n < last:
-                size += room.ends[word + n] - room.begins[word + n]
-            word += 1
+def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> int:
+    """Notes in `places` the words from which on n or more words may occur twice; how many these are.
+
+    That is where the next WINDOW characters, white space left out, do so by a hash (then `grams` is not 0), or
+    where n words have fewer.
+    """
+    mask = 16
+    while mask < 4 * (last - first):
+        mask *= 2
+    seen_times = room.keys.view(np.uint8)
+    for slot in range(mask):
+        seen_times[slot] = 0
+    near = far = np.uint64(0)  # a byte a character, the first one lowest
+    for word in range(last - 1, first - 1, -1):
+        for place in range(room.ends[word] - 1, room.begins[word] - 1, -1):
+            far = far << np.uint64(8) | near >> np.uint64(56)
+            near = near << np.uint64(8) | np.uint64(codes[place] & 0xFF)
+        slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))
+        seen_times[slot] = min(2, seen_times[slot] + 1)
+        room.places[word - first] = slot
+    marked = 0
+    for word in range(first, last - n + 1):
+        twice = seen_times[room.places[word - first]] > 1
+        if twice or room.lengths[word + n] - room.lengths[word] < WINDOW:
+            room.grams[word] = twice
+            room.places[marked] = word
+            marked += 1
+    return marked
+
+
+@bare_kernel
+def repeated_ngrams(n: int, last: int, marked: int, room: Room) -> int:
+    """Characters of n-grams that stood before; words are joined without a space, and one n-gram at a time counts.
+
+    Call it after mark_repeated, with what that gave.
+    """
+    mask = table_mask(marked, room)
+    characters = following = 0
+    for number in range(marked):
+        word = room.places[number]
+        if word < following or word + n > last:
+            continue
+        size = room.lengths[word + n] - room.lengths[word]
+        if room.grams[word] or size < WINDOW:
+            value = room.sums[word + n] - room.sums[word] * power(size)
+            if seen(mixed(value + np.uint64(size)), mask, room.keys):
+                characters += size
+                following = word + n
     return characters

@@ -20,6 +20,8 @@ BYTE_ORDER_MARK, SOFT_HYPHEN = 0xFEFF, 0xAD
 FOLLOWING = "[\x80-\xbf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019\u201c"
 FOLLOWING += "\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
 MOJIBAKE = re.compile(f"[\xc2-\xdf]{FOLLOWING}|[\xe0-\xef]{FOLLOWING}{{2}}|[\xf0-\xf4]{FOLLOWING}{{3}}")
+# The same in UTF-8, roughly: a search for one byte, many times faster, says no to most texts.
+LEADS = re.compile(b"\xc3[\x82-\xb4][\xc2\xc5\xc6\xcb\xe2]")
 LAST_SPACE = 0x3000  # no control character or space of Unicode stands above it
 
 
@@ -65,7 +67,7 @@ def repair(text: str) -> str:
     ftfy costs a hundred times what the rest does, so it sees only texts in which UTF-8 read as Windows-1252 is
     found: "Ã©" for "é", "â€™" for an apostrophe.
     """
-    if text.isascii() or not MOJIBAKE.search(text):
+    if text.isascii() or not LEADS.search(text.encode("utf-8", "surrogatepass")) or not MOJIBAKE.search(text):
         return text
     import ftfy
 

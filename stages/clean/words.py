@@ -10,12 +10,19 @@ A run of characters between white space is taken apart from both ends, then insi
 3. What is left stays whole if it is a web address, else it is split at dashes and slashes between letters.
 4. Listed words that the rules above took apart, such as the face `):`, are joined again.
 
+Most runs stand in the texts many times: what was found for one is kept by its hash for the next (`Memo`), and a
+table of first character, length and last character says at once that a run is no listed word.
+
 A script without spaces between words has no such rules; each of its characters is a word of its own here.
 A text is an array of code points and one of their flags (`read_texts`); words are places in it: begin and
 end of each, int32.
 """
 
 from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +53,29 @@ from stages.utf8 import Bytes, Offsets, decode
 Codes = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint16]
 Places = npt.NDArray[np.int32]
+Rules = npt.NDArray[np.int8]
+Gates = npt.NDArray[np.int64]
 STOP, HYPHEN, PLUS, DOLLAR, APOSTROPHE, COMMA, AT, COLON, SLASH, UNDERSCORE = (ord(c) for c in ".-+$',@:/_")
 LARGE_A, LARGE_C, LARGE_S, LARGE_U, SMALL_S = (ord(c) for c in "ACSUs")
 ELLIPSIS, DEGREE, CURLY_APOSTROPHE, EM_DASH, EN_DASH, TILDE = 0x2026, 0xB0, 0x2019, 0x2014, 0x2013, 0x7E
 UNIT_CHARACTERS = 8
 FIRST_OF_HOST, LAST_OF_HOST = 0xA1, 0xFFFF
 PARTS = UNIT - 1
+LONGEST_PART = (1 << PART_BITS) - 1
+MEMO_SLOTS, MEMO_PRIME = 1 << 14, 0x9E3779B97F4A7C15 - (1 << 64)
+PASSED = -1  # the rule of a text that none has dropped
+
+
+class Memo(NamedTuple):
+    """The runs without white space that were taken apart last, because most stand in the texts many times.
+
+    Attributes:
+        keys: for each slot the hash of a run, which decides the slot; 0 is a free one.
+        parts: the lengths of its words, PART_BITS a word, the first word lowest.
+    """
+
+    keys: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.int64]
 
 
 @bare_kernel
@@ -74,11 +98,17 @@ def is_digit(code: int) -> bool:
     return 48 <= code <= 57
 
 
+@inline_kernel
+def may_be_listed(codes: Codes, begin: int, end: int, gates: Gates) -> bool:
+    """Whether a listed word has this first and last character and this length: a quick no to most."""
+    if begin < end <= begin + LISTED_CHARACTERS:
+        return gates[codes[begin] & 0xFF, end - begin] >> (codes[end - 1] & 63) & 1 != 0
+    return False
+
+
 @bare_kernel
 def listed(codes: Codes, begin: int, end: int, english: English) -> int:
-    """The number of the listed word that stands here, or -1."""
-    if end <= begin or end - begin > LISTED_CHARACTERS or not english.begins[codes[begin] & 0xFF, end - begin]:
-        return -1
+    """The number of the listed word that stands here, or -1; call it where `may_be_listed` says yes."""
     value = 0
     for place in range(begin, end):
         value = (value * PRIME + codes[place]) & (SLOTS - 1)
@@ -95,10 +125,10 @@ def listed(codes: Codes, begin: int, end: int, english: English) -> int:
     return -1
 
 
-@bare_kernel
+@inline_kernel
 def listed_parts(codes: Codes, begin: int, end: int, english: English) -> int:
     """The lengths of the parts of a listed word; 0 if it is none."""
-    number = listed(codes, begin, end, english)
+    number = listed(codes, begin, end, english) if may_be_listed(codes, begin, end, english.gates) else -1
     return english.parts[number] & PARTS if number >= 0 else 0
 
 
@@ -121,44 +151,43 @@ def prefix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
 
 
 @bare_kernel
-def suffix_length(codes: Codes, flags: Flags, begin: int, end: int, english: English, digits: bool) -> int:
-    """The length of what trails the word and is none of it: the longest that fits."""
-    if begin >= end:
-        return 0
+def suffix_length(codes: Codes, flags: Flags, begin: int, end: int) -> int:
+    """The length of what trails the word and is none of it, but for what follows a digit."""
     last = end - 1
     code, previous = codes[last], codes[last - 1] if last > begin else 0
-    before = flags[last - 1] if last > begin else 0
     if code == STOP:
         place = last
         while place > begin and codes[place - 1] == STOP:
             place -= 1
         if last - place > 0:
             return end - place
+        before = flags[last - 1] if last > begin else 0
         ended = before & ENDED_BY_STOP != 0
         if last - 1 > begin:  # two large letters, or a degree
             ended |= before & flags[last - 2] & LETTER != 0 and before & flags[last - 2] & AFTER_STOP != 0
             ended |= codes[last - 2] == DEGREE and (previous == 67 or previous == 70 or previous == 75)  # C F K
         return 1 if ended else 0
-    longest = 0
     if flags[last] & SUFFIX:
-        longest = 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
-    elif (code in (SMALL_S, LARGE_S)) and (previous in (APOSTROPHE, CURLY_APOSTROPHE)):
-        longest = 2
-    if not digits:
-        return longest
-    place = last  # a unit, a currency or a plus after a digit
+        return 2 if code == ELLIPSIS and previous == ELLIPSIS else 1
+    return 2 if (code in (SMALL_S, LARGE_S)) and (previous in (APOSTROPHE, CURLY_APOSTROPHE)) else 0
+
+
+@bare_kernel
+def counted_length(codes: Codes, flags: Flags, begin: int, end: int, english: English) -> int:
+    """The length of a unit, a currency or a plus that trails a digit."""
+    last = end - 1
+    code, place = codes[last], end - 1
     while place > begin and end - place < UNIT_CHARACTERS and not is_digit(codes[place - 1]):
         place -= 1
-    if place > begin and is_digit(codes[place - 1]):
-        size = end - place
-        number = listed(codes, place, end, english)
-        if number >= 0 and english.parts[number] & UNIT:
-            longest = max(longest, size)
-        elif size == 1 and (code == PLUS or flags[last] & AFTER_DIGIT):
-            longest = max(longest, 1)
-        elif code == DOLLAR and size == prefix_length(codes, flags, place, end):
-            longest = max(longest, size)
-    return longest
+    if place == begin or not is_digit(codes[place - 1]):
+        return 0
+    size = end - place
+    number = listed(codes, place, end, english) if may_be_listed(codes, place, end, english.gates) else -1
+    if number >= 0 and english.parts[number] & UNIT:
+        return size
+    if size == 1 and (code == PLUS or flags[last] & AFTER_DIGIT):
+        return 1
+    return size if code == DOLLAR and size == prefix_length(codes, flags, place, end) else 0
 
 
 @bare_kernel
@@ -199,11 +228,7 @@ def infix_length(codes: Codes, flags: Flags, begin: int, place: int, end: int) -
 @bare_kernel
 def is_address(codes: Codes, flags: Flags, begin: int, end: int) -> bool:
     """Whether this is a web or mail address: a host, perhaps with scheme, user, port and path."""
-    stops, scheme = 0, True
-    for place in range(begin, end):
-        stops += codes[place] == STOP
-    if stops == 0:
-        return False
+    scheme = True
     if _is_host(codes, flags, begin, end):
         return True
     for place in range(begin + 1, end):
@@ -270,10 +295,9 @@ def _put_parts(begin: int, parts: int, begins: Places, ends: Places, count: int)
 
 @bare_kernel
 def _split_inside(codes: Codes, flags: Flags, begin: int, end: int, begins: Places, ends: Places, count: int) -> int:
-    """What prefixes and suffixes left: an address, or words with dashes and slashes between."""
+    """What prefixes and suffixes left, if it is no address: words with dashes and slashes between."""
     start = place = begin
-    whole = is_address(codes, flags, begin, end)
-    while place < end and not whole:
+    while place < end:
         size = 0
         if not 97 <= codes[place] | 32 <= 122:
             size = infix_length(codes, flags, begin, place, end)
@@ -298,9 +322,10 @@ def split_chunk(
     """Writes the words between two white spaces from `count` on, and gives the number of all words then."""
     suffixes = len(begins)  # those found so far wait at the end of `begins`, the last one lowest
     following, length, parts = end, -1, 0
-    digits = False
+    digits = stops = False
     for place in range(begin, end):
         digits |= is_digit(codes[place])
+        stops |= codes[place] == STOP
     while begin < end and end - begin != length:
         parts = listed_parts(codes, begin, end, english)
         if parts:
@@ -313,7 +338,11 @@ def split_chunk(
             if parts:
                 begin, count = begin + prefix, count + 1
                 break
-        suffix = suffix_length(codes, flags, begin + prefix, end, english, digits)
+        suffix = 0
+        if begin + prefix < end:
+            suffix = suffix_length(codes, flags, begin + prefix, end)
+            if digits and codes[end - 1] != STOP:
+                suffix = max(suffix, counted_length(codes, flags, begin + prefix, end, english))
         if suffix:
             suffixes -= 1
             begins[suffixes] = end - suffix
@@ -326,7 +355,11 @@ def split_chunk(
     if parts:
         count = _put_parts(begin, parts, begins, ends, count)
     elif begin < end:
-        count = _split_inside(codes, flags, begin, end, begins, ends, count)
+        if stops and is_address(codes, flags, begin, end):
+            begins[count], ends[count] = begin, end
+            count += 1
+        else:
+            count = _split_inside(codes, flags, begin, end, begins, ends, count)
     for place in range(suffixes, len(begins)):
         begins[count] = begins[place]
         ends[count] = begins[place + 1] if place + 1 < len(begins) else following
@@ -340,14 +373,16 @@ def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, f
     for place in range(first, count):
         last = min(count, place + MOST_PARTS) - 1
         while last > place:
-            number = listed(codes, begins[place], ends[last], english)
+            number, start, end = -1, np.int64(begins[place]), np.int64(ends[last])
+            if may_be_listed(codes, start, end, english.gates):
+                number = listed(codes, start, end, english)
             pattern, word = english.patterns[number] if number >= 0 else 0, place
             matches = pattern != 0
             while pattern and word <= last and pattern & 255 == ends[word] - begins[word]:
                 pattern >>= PART_BITS
                 word += 1
             if matches and pattern == 0 and word == last + 1:  # never more parts than before
-                after = _put_parts(begins[place], english.parts[number] & PARTS, begins, ends, place)
+                after = _put_parts(start, english.parts[number] & PARTS, begins, ends, place)
                 for word in range(last + 1, count):
                     begins[after], ends[after] = begins[word], ends[word]
                     after += 1
@@ -390,46 +425,119 @@ def is_simple(codes: Codes, flags: Flags, begin: int, end: int, english: English
 
 
 @bare_kernel
+def split_run(
+    codes: Codes, flags: Flags, first: int, place: int, english: English, begins: Places, ends: Places, count: int
+) -> int:
+    """Writes the words between two white spaces from `count` on, whatever their script; the number of all then."""
+    chunk = count
+    count = split_chunk(codes, flags, first, place, english, begins, ends, count)
+    if count > chunk + 1:
+        count = _join_listed(codes, english, begins, ends, chunk, count)
+    for character in range(first, place):
+        if flags[character] & LONE:
+            return _split_lone(flags, begins, ends, chunk, count)
+    return count
+
+
+@bare_kernel
+def packed_parts(begins: Places, ends: Places, first: int, last: int) -> int:
+    """The lengths of words, PART_BITS each, the first lowest; 0: they are too many or too long."""
+    parts = 0
+    if last - first > MOST_PARTS:
+        return 0
+    for word in range(last - 1, first - 1, -1):
+        size = ends[word] - begins[word]
+        if size > LONGEST_PART:
+            return 0
+        parts = parts << PART_BITS | size
+    return parts
+
+
+@bare_kernel
 def find_words(
-    codes: Codes, flags: Flags, begin: int, end: int, english: English, begins: Places, ends: Places, count: int
+    codes: Codes,
+    flags: Flags,
+    begin: int,
+    end: int,
+    english: English,
+    memo: Memo,
+    begins: Places,
+    ends: Places,
+    count: int,
 ) -> int:
     """Writes where the words of a text begin and end from `count` on; how many all are then, or -1: no room."""
     place = begin
     while place < end:
-        first = place
-        others, lone = 0, False
+        first, others, value = place, 0, 1
         while place < end and not flags[place] & SPACE:  # to the end of a run without white space
-            others += not 97 <= codes[place] | 32 <= 122
-            lone |= flags[place] & LONE != 0
+            code = codes[place]
+            others += not 97 <= code | 32 <= 122
+            value = (value + code) * MEMO_PRIME
             place += 1
-        if place > first:
-            if count + 3 * (place - first) >= len(begins):
-                return -1
-            last = place - 1
-            parts = listed_parts(codes, first, place, english)
-            if parts:
-                count = _put_parts(first, parts, begins, ends, count)
-            elif others == 0:
-                begins[count], ends[count] = first, place
-                count += 1
-            elif others == 1 and place - first > 1 and is_simple(codes, flags, first, place, english):  # `word,`
-                begins[count], ends[count] = first, last
-                begins[count + 1], ends[count + 1] = last, place
-                count += 2
-            else:
-                chunk = count
-                count = split_chunk(codes, flags, first, place, english, begins, ends, count)
-                if count > chunk + 1:
-                    count = _join_listed(codes, english, begins, ends, chunk, count)
-                if lone:
-                    count = _split_lone(flags, begins, ends, chunk, count)
-        place += 1
+        size = place - first
+        if size == 0:
+            place += 1
+            continue
+        if count + 3 * size >= len(begins):
+            return -1
+        if others == 0 and not may_be_listed(codes, first, place, english.gates):
+            begins[count], ends[count] = first, place
+            count += 1
+            continue
+        slot = value >> 40 & (len(memo.keys) - 1)
+        if memo.keys[slot] == value:
+            count = _put_parts(first, memo.parts[slot], begins, ends, count)
+            continue
+        chunk = count
+        count = split_run(codes, flags, first, place, english, begins, ends, count)
+        parts = packed_parts(begins, ends, chunk, count)
+        if parts:
+            memo.keys[slot], memo.parts[slot] = value, parts
     return count
 
 
-def split_words(text: str, english: English) -> list[str]:
-    """The words of a text: what the kernel finds, for tests and tables."""
-    codes = np.array([ord(character) for character in text], np.int32)
+@bare_kernel
+def words_of_texts(
+    codes: Codes,
+    flags: Flags,
+    places: Offsets,
+    english: English,
+    memo: Memo,
+    begins: Places,
+    ends: Places,
+    rules: Rules,
+    words: Offsets,
+) -> bool:
+    """Finds the words of all texts that no rule dropped; those of text n are words[n] to words[n + 1].
+
+    False: no room.
+    """
+    for slot in range(len(memo.keys)):
+        memo.keys[slot] = 0
+    count = np.int64(0)  # a plain 0 is a type of its own to numba, which would compile all that takes it twice
+    for text in range(len(places) - 1):
+        words[text] = count
+        if rules[text] == PASSED:
+            count = find_words(codes, flags, places[text], places[text + 1], english, memo, begins, ends, count)
+            if count < 0 or count + 2 >= len(begins):
+                return False
+    words[len(places) - 1] = count
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def empty_memo() -> Memo:
+    return Memo(np.zeros(MEMO_SLOTS, np.int64), np.zeros(MEMO_SLOTS, np.int64))
+
+
+def split_texts(texts: list[str], english: English) -> list[list[str]]:
+    """The words of texts: what the kernel finds, for tests and tables."""
+    whole = "".join(texts)
+    codes = np.array([ord(character) for character in whole], np.int32)
+    places = np.cumsum([0, *map(len, texts)])
     begins, ends = (np.empty(3 * len(codes) + 64, np.int32) for _ in range(2))
-    count = find_words(codes, english.classes[codes], 0, len(codes), english, begins, ends, 0)
-    return [text[begins[word] : ends[word]] for word in range(count)]
+    rules, words = np.full(len(texts), PASSED, np.int8), np.empty(len(texts) + 1, np.int64)
+    words_of_texts(codes, english.classes[codes], places, english, empty_memo(), begins, ends, rules, words)
+    return [
+        [whole[begins[word] : ends[word]] for word in range(first, last)] for first, last in pairwise(words.tolist())
+    ]

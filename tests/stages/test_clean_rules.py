@@ -17,7 +17,7 @@ from stages.clean.judge import Verdicts, judge
 from stages.clean.params import CleanParams
 from stages.clean.rules import C4, FINEWEB, GOPHER, LINE_RULES, RECIPES, RULES
 from stages.clean.text import normalise
-from stages.clean.words import split_words
+from stages.clean.words import split_texts
 from stages.utf8 import text_buffers
 from tests.stages import plain_filters
 
@@ -63,20 +63,20 @@ def verdicts(texts: list[str], **params: object) -> Verdicts:
     ],
 )
 def test_words_are_those_of_spacy(text: str, words: str) -> None:
-    assert split_words(text, english()) == words.split()
+    assert split_texts([text], english())[0] == words.split()
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(TEXTS | st.text(max_size=40))
 def test_words_are_those_of_the_plain_rules(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    assert split_words(text, english()) == plain_filters.words_of(text)
+    assert split_texts([text], english())[0] == plain_filters.words_of(text)
 
 
 @given(st.text(max_size=80))
 def test_words_hold_every_character_but_white_space(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    assert "".join(split_words(text, english())) == "".join(text.split())
+    assert "".join(split_texts([text], english())[0]) == "".join(text.split())
 
 
 def test_the_table_of_english_is_the_one_that_the_code_knows() -> None:
@@ -87,7 +87,7 @@ def test_the_table_of_english_is_the_one_that_the_code_knows() -> None:
 # Measures
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PAGES | TEXTS.map(normalise), st.data())
 def test_gophers_measures_are_the_plain_ones(text: str, data: st.DataObject) -> None:
     if not text.strip():
@@ -108,7 +108,7 @@ def test_gophers_measures_are_the_plain_ones(text: str, data: st.DataObject) -> 
     assert (dropped, found) == ((rule, pytest.approx(value)) if fails else (None, found))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PAGES, st.data())
 def test_the_measures_of_a_page_are_the_plain_ones(text: str, data: st.DataObject) -> None:
     if not text.strip():
@@ -124,7 +124,7 @@ def test_the_measures_of_a_page_are_the_plain_ones(text: str, data: st.DataObjec
     assert verdict(text, **{rule: threshold}, short_line_length=10)[:2] == (rule, pytest.approx(value))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PAGES, st.fixed_dictionaries({rule: st.booleans() for rule in C4 if rule.startswith("drop")}), st.integers(1, 4))
 def test_the_lines_that_stay_are_the_plain_ones(text: str, on: dict, fewest: int) -> None:
     params = {**on, "min_line_words": fewest, "max_line_word_length": 15}

@@ -243,7 +243,7 @@ def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> in
         for place in range(room.ends[word] - 1, room.begins[word] - 1, -1):
             far = far << np.uint64(8) | near >> np.uint64(56)
             near = near << np.uint64(8) | np.uint64(codes[place] & 0xFF)
-        slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))
+        slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))  # type: ignore[assignment]
         seen_times[slot] = min(2, seen_times[slot] + 1)
         room.places[word - first] = slot
     marked = 0

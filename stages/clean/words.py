@@ -374,7 +374,7 @@ def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, f
         last = min(count, place + MOST_PARTS) - 1
         while last > place:
             number, start, end = -1, np.int64(begins[place]), np.int64(ends[last])
-            if may_be_listed(codes, start, end, english.gates):
+            if may_be_listed(codes, start, end, english.gates):  # type: ignore[arg-type]  # numba's 64-bit int
                 number = listed(codes, start, end, english)
             pattern, word = english.patterns[number] if number >= 0 else 0, place
             matches = pattern != 0

@@ -93,10 +93,10 @@ class Experts(nn.Module):
         return ((self.balance_loss * balance + self.router_z_loss * z) * real_N).sum()
 
     @torch.no_grad()
-    def end_step(self) -> None:
-        """The shares of this step become `load`."""
-        if float(self.counts.sum()):
-            self.load.copy_(self.counts / self.counts.sum())
+    def end_step(self, finite: Tensor | bool = True) -> None:
+        """The shares of this step become `load`, unless it was skipped or had no token. Nobody waits for the device."""
+        total = self.counts.sum()
+        self.load.copy_(torch.where((total > 0) & finite, self.counts / total.clamp(min=1), self.load))
         self.counts.zero_()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
@@ -62,7 +63,9 @@ def initial_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
     model = sections["model"]
     if model.init_sha256 and not model.init_from:
         yield ["model", "init_sha256"], "belongs to init_from; name the folder of these weights there, or set it to ''"
-    if model.init_from and (found := problem_of_folder(model)):
+    if model.init_from and Path(model.init_from).expanduser().resolve().is_relative_to(Path("data").resolve()):
+        yield ["model", "init_from"], "lies in data/, which the stages write anew; copy the folder elsewhere first"
+    elif model.init_from and (found := problem_of_folder(model)):
         yield ["model", found[0]], found[1]
 
 

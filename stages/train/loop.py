@@ -83,11 +83,12 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
     multiplier = lr_multiplier(step, run.params)
-    run.optimizers.step(multiplier, torch.isfinite(figures).all())
+    finite = torch.isfinite(figures).all()
+    run.optimizers.step(multiplier, finite)
     run.optimizers.zero_grad()
     for experts in run.experts:
         run.ranks.sum_(experts.counts)
-        experts.end_step()
+        experts.end_step(finite)
     return Launched(figures, multiplier, step_batches.n_labels, waited)
 
 

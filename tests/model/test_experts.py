@@ -90,3 +90,16 @@ def test_losses_of_micro_batches_add_up_to_that_of_the_batch():
     _, whole = module(x, Context(Places(torch.arange(6).expand(4, 6)), {}, {}))
     parts = [module(row[None], context(6))[1] for row in x]
     torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+
+def test_a_step_that_was_skipped_or_had_no_token_leaves_the_load_as_it_was():
+    experts = Experts(ModelConfig(preset="tiny", n_experts=4))
+    before = experts.load.clone()
+    experts.counts += torch.tensor([3.0, 1.0, 0.0, 0.0])
+    experts.end_step(torch.tensor(False))
+    assert torch.equal(experts.load, before)
+    experts.end_step()
+    assert torch.equal(experts.load, before)
+    experts.counts += torch.tensor([3.0, 1.0, 0.0, 0.0])
+    experts.end_step(torch.tensor(True))
+    assert experts.load.tolist() == [0.75, 0.25, 0.0, 0.0]

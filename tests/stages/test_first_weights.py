@@ -257,6 +257,15 @@ def test_a_damaged_export_of_our_own_is_refused(tmp_path: Path, damage: Callable
         load(started(HYBRID, tmp_path / "theirs"), tmp_path)
 
 
+def test_a_folder_that_the_stages_write_anew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = export_folder(tmp_path / "data/export/hf", drawn(PLAIN))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert problem_in_code(start) == ""
+    monkeypatch.chdir(tmp_path)
+    assert problem_in_code(start).startswith("model.init_from: lies in data/, which the stages write anew; copy")
+
+
 def test_fewer_learned_positions_than_the_rows_are_long_are_refused(tmp_path: Path) -> None:
     start = export_folder(tmp_path / "theirs", drawn(GPT2))
     decoder = Decoder(start, VOCABULARY, CONTEXT + 1)

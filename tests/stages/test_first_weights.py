@@ -46,7 +46,7 @@ def drawn(config: ModelConfig, vocab_size: int = VOCABULARY, seed: int = 5) -> D
 
 def export_folder(folder: Path, decoder: Decoder, own: bool = False) -> ModelConfig:
     """Writes it as transformers reads it; the config that starts from there."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     sizes = decoder.vocab_size, CONTEXT
     if own:
         settings = own_settings(decoder.config, *sizes, TOKENS)

@@ -25,6 +25,7 @@ from stages.tokens import TokenRows
 from stages.train.initial import load_initial_weights
 from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
+from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.state import Checkpoints, TrainState
@@ -114,23 +115,26 @@ def new_model(
     """The decoder on the device, with its first weights, drawn or read, unless a checkpoint will bring others.
 
     Raises:
-        BadInput: the first weights do not fit, or the attention backend cannot do what is asked.
+        BadInput: a class of one's own does not work, the first weights do not fit, or the attention backend cannot
+            do what is asked.
     """
-    model = Decoder(config, rows.vocab_size, rows.context_length)
+    try:
+        model = Decoder(config, rows.vocab_size, rows.context_length)
+    except ValueError as error:
+        raise BadInput(f"params.yaml: model.{error}") from error
     if config.init_sha256 and not resumes:
         load_initial_weights(model, job, rows.index["tokenizer_sha256"])
     elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)
     model.attention_backend = job.execution.attention_backend
-    try:
-        with autocast(ranks.device, params.precision):
-            model.context(
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-            )
-    except ValueError as error:
-        raise BadInput(f"params.yaml: execution.{error}") from None
+    row = torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device)
+    with autocast(ranks.device, params.precision):
+        try:
+            context = model.context(row, row)
+        except ValueError as error:
+            raise BadInput(f"params.yaml: execution.{error}") from None
+        try_own_parts(model, row, context)
     return model
 
 

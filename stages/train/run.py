@@ -87,7 +87,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         say(f"train: {summary(model_config, parameters)}")
     optimizers = Optimizers(model, params)
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
-    checkpoints = Checkpoints(folder, identity)
+    checkpoints = Checkpoints(folder, identity, job.execution.keep_checkpoints)
     state = TrainState()
     components: dict[str, Component] = {}
     newest = checkpoints.newest()

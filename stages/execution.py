@@ -28,6 +28,7 @@ class Execution(Section):
     scratch: str = ""
     scratch_gb: float = Field(default=50, ge=0)
     checkpoint_interval: int = Field(default=100, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
     log_interval: int = Field(default=10, ge=1)
     tracking: bool = True
     tracking_uri: str = ""

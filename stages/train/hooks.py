@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages.entry import sync
 from stages.perplexity import split_loss
 from stages.progress import say
 from stages.tokens import TokenRows
 from stages.tracking import Run
 from stages.train.run import TrainingRun
+from stages.train.saving import Saver
 from stages.train.step import Hook, StepResult
 from stages.train.timing import Timing
 
@@ -172,9 +172,16 @@ def keep_lines(path: Path, last_step: int, step_of: Callable[[str], str]) -> Non
 
 
 class Checkpoint(Hook):
-    """Saves at step 0, every `checkpoint_interval`, at each new best, on a signal and at the end."""
+    """Saves at step 0, every `checkpoint_interval`, at each new best, on a signal and at the end.
+
+    The training waits for copies alone; what the disk refuses is raised at the next step (saving.py).
+    """
+
+    saver: Saver | None = None  # of the first rank
 
     def start(self, run: TrainingRun) -> None:
+        if run.ranks.first:
+            self.saver = Saver(run.optimizers.kinds.values())
         if run.state.step == 0:
             self.save(run)
 
@@ -183,12 +190,19 @@ class Checkpoint(Hook):
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         step = run.state.step
+        if self.saver is not None:
+            self.saver.check()
         if self.needs(run, step) or run.state.best_step == step or result.stopping:
             self.save(run)
+        if result.stopping or step == run.params.max_steps:  # a rank that ends has torchrun end the others
+            if self.saver is not None:
+                self.saver.wait()
+            run.ranks.barrier()
 
     def save(self, run: TrainingRun) -> None:
-        if run.ranks.first:
-            for name in ("loss.csv", "training.log"):
-                sync(run.folder / name)
-            run.checkpoints.save(run.state, run.model, run.optimizers, run.config)
-        run.ranks.barrier()
+        if self.saver is not None:
+            run.checkpoints.save(self.saver, run.state, run.model, run.optimizers, run.config, run.components)
+
+    def close(self, run: TrainingRun) -> None:
+        if self.saver is not None:
+            self.saver.close()

@@ -28,7 +28,7 @@ from stages.train.optimizers import Optimizers
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
-from stages.train.state import Checkpoints, TrainState
+from stages.train.state import Checkpoints, Component, TrainState
 
 # Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -42,6 +42,7 @@ class TrainingRun:
         model: the bare decoder; `objective` wraps it for compile and for DDP.
         config: config.json of its checkpoints.
         micro_batch: rows per forward pass.
+        components: what else has tensors that outlive a step, by the name of its file in checkpoints.
     """
 
     job: Job
@@ -58,6 +59,7 @@ class TrainingRun:
     state: TrainState
     rows_per_step: int
     micro_batch: int
+    components: dict[str, Component]
 
     @functools.cached_property
     def experts(self) -> list[Experts]:
@@ -81,7 +83,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
-    checkpoints = Checkpoints(folder, identity)
+    checkpoints = Checkpoints(folder, identity, job.execution.keep_checkpoints)
     newest = checkpoints.newest()
     model = new_model(model_config, params, train_rows, job, ranks, resumes=newest is not None)
     if ranks.first:
@@ -89,8 +91,9 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         say(f"train: {summary(model_config, parameters)}")
     optimizers = Optimizers(model, params)
     state = TrainState()
+    components: dict[str, Component] = {}
     if newest is not None:
-        state = checkpoints.load(newest, model, optimizers)
+        state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
     bare = OBJECTIVES[params.objective](model, params.z_loss)
@@ -105,7 +108,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
-        state, rows_per_step, micro_batch,
+        state, rows_per_step, micro_batch, components,
     )  # fmt: skip
 
 

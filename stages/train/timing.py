@@ -21,6 +21,7 @@ WARM_UP_STEPS = 2
 # Dense bf16 peaks in FLOP/s by name of the device, from the vendor's data sheets; fp32 here means TF32 off.
 PEAK_FLOPS = {
     "bf16": {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12},
+    "fp8": {"H200": 1979e12, "H100": 1979e12, "L40S": 733e12, "RTX 4090": 330e12},
     "fp32": {"H200": 67e12, "H100": 67e12, "A100": 19.5e12, "L40S": 91.6e12, "RTX 4090": 82.6e12},
 }
 
@@ -69,7 +70,8 @@ def peak_flops(device: str, precision: str) -> float | None:
     if not device.startswith("cuda"):
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAK_FLOPS[precision].items() if key in name), None)
+    peaks = PEAK_FLOPS["bf16" if precision == "fp16" else precision]
+    return next((flops for key, flops in peaks.items() if key in name), None)
 
 
 def peak_bytes(device: str) -> int:

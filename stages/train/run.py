@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.experts import Experts
 from model.size import summary
-from stages.entry import Job, plain
+from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
@@ -25,6 +23,7 @@ from stages.tokens import TokenRows
 from stages.train.initial import load_initial_weights
 from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
+from stages.train.origin import described, origin_of, run_key
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.state import Checkpoints, Component, TrainState
@@ -75,7 +74,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
-        "model": described(model_config),
+        "model": described(model_config, "model"),
         "vocab_size": train_rows.vocab_size,
         "context_length": train_rows.context_length,
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
@@ -86,8 +85,9 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {summary(model_config, parameters)}")
     optimizers = Optimizers(model, params)
-    identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
-    checkpoints = Checkpoints(folder, identity, job.execution.keep_checkpoints)
+    origin = origin_of(job)
+    identity = {"run": run_key(origin), "lineage": [], "seed": params.seed, "rows_per_step": rows_per_step}
+    checkpoints = Checkpoints(folder, identity, origin, job.execution.keep_checkpoints)
     state = TrainState()
     components: dict[str, Component] = {}
     newest = checkpoints.newest()
@@ -133,23 +133,6 @@ def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, job: Jo
     except ValueError as error:
         raise BadInput(f"params.yaml: execution.{error}") from None
     return model
-
-
-def described(config: ModelConfig) -> dict[str, Any]:
-    """The architecture as later stages read it: without the path of first weights, which their sha256 identifies."""
-    return {key: value for key, value in plain(config).items() if key != "init_from"}
-
-
-def run_key(job: Job) -> str:
-    """Names the run in MLflow and in checkpoints, equally for equal work: params and data, and no path."""
-    indices = [(job.root / "data" / "pack" / name / "index.json").read_text() for name in ("train", "validation")]
-    sections = {
-        name: described(section) if isinstance(section, ModelConfig) else plain(section)
-        for name, section in sorted(job.sections.items())
-    }
-    fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
-    code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
-    return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def wants_compile(execution: Execution, ranks: Ranks) -> bool:

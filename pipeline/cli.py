@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from pipeline import environment
+from pipeline.checkpoints import checkpoints
 from pipeline.data import data
 from stages.errors import BadInput
 
@@ -137,6 +138,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(data)
+cli.add_command(checkpoints)
 
 
 @cli.group()

@@ -149,7 +149,9 @@ class Job:
         with _locked(base / f"{folder.name}.lock"):
             for marker in () if keep_finished else base.glob("*/finished"):
                 if marker.parent != folder:
-                    _remove_unless_in_use(marker.parent)
+                    with exclusive(marker.parent) as free:
+                        if free:
+                            shutil.rmtree(marker.parent, ignore_errors=True)
             folder.mkdir(exist_ok=True)
             yield folder
 
@@ -333,13 +335,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _remove_unless_in_use(folder: Path) -> None:
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a scratch folder, and yields True; or False where another process works in it."""
     with folder.with_name(f"{folder.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            yield False
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        yield True
 
 
 def _complain(stage: str, message: str, code: int) -> int:

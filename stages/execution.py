@@ -22,6 +22,7 @@ class Execution(Section):
     threads: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    sharding: Literal["none", "full"] = "none"
     compile: bool | Literal["auto"] = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_[1-9][0-9]*)$")] = "none"

@@ -49,7 +49,7 @@ def token_losses(model: Decoder, batch: Batch, device: str) -> np.ndarray:
     from torch.nn import functional as F
 
     inputs, labels, segments, positions = to_tensors(batch, device)
-    with torch.inference_mode():
+    with torch.no_grad():  # tensors of the inference mode could not be used by a training that goes on
         logits = model(inputs, segments, positions).float()
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
     return losses.view(labels.shape).cpu().numpy()

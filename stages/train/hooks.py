@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages.perplexity import split_loss
+from stages.perplexity import ROWS_PER_FORWARD, split_loss
 from stages.progress import say
 from stages.tokens import TokenRows
 from stages.tracking import Run
+from stages.train.objective import autocast
 from stages.train.run import TrainingRun
 from stages.train.saving import Saver
+from stages.train.sharding import GATHERED
 from stages.train.step import Hook, StepResult
 from stages.train.timing import Timing
 
@@ -48,13 +50,24 @@ class Validation(Hook):
     def validate(self, run: TrainingRun) -> None:
         mine = self.row_ids[run.ranks.rank :: run.ranks.world]
         run.model.eval()
-        nats, labels = run.ranks.sum(split_loss(run.model, run.validation_rows, mine, run.ranks.device))
+        # blocks that are gathered in half precision compute in it
+        precision = run.params.precision if run.sharded and run.params.precision in GATHERED else "fp32"
+        with autocast(run.ranks.device, precision):
+            sums = split_loss(run.model, run.validation_rows, mine, run.ranks.device)
+            if run.sharded and n_passes(mine) < n_passes(self.row_ids[:: run.ranks.world]):  # all gather equally often
+                split_loss(run.model, run.validation_rows, self.row_ids[:1], run.ranks.device)
+        nats, labels = run.ranks.sum(sums)
         run.model.train()
         loss = nats / labels
         run.state.validation_loss = loss if math.isfinite(loss) else None
         best = run.state.best_validation_loss
         if math.isfinite(loss) and (best is None or loss < best):
             run.state.best_validation_loss, run.state.best_step = loss, run.state.step
+
+
+def n_passes(row_ids: np.ndarray) -> int:
+    """Forward passes of `split_loss`."""
+    return -(-len(row_ids) // ROWS_PER_FORWARD)
 
 
 def validation_row_ids(rows: TokenRows, tokens: int) -> np.ndarray:
@@ -200,7 +213,7 @@ class Checkpoint(Hook):
             run.ranks.barrier()
 
     def save(self, run: TrainingRun) -> None:
-        if self.saver is not None:
+        if self.saver is not None or run.sharded:
             run.checkpoints.save(self.saver, run.state, run.model, run.optimizers, run.config, run.components)
 
     def close(self, run: TrainingRun) -> None:

@@ -14,7 +14,6 @@ signal is obeyed there, again by all ranks together.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import time
@@ -22,7 +21,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from stages.entry import signals
 from stages.errors import Failed, Stopped
@@ -31,6 +29,7 @@ from stages.train.own_parts import without_gradient
 from stages.train.run import TrainingRun
 from stages.train.scaler import HALVINGS
 from stages.train.schedule import lr_multiplier
+from stages.train.sharding import clip_grad_norm_, exchanging
 from stages.train.step import Hook, Launched, StepResult
 from stages.train.timing import WARM_UP_STEPS
 
@@ -79,13 +78,13 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     waited = time.perf_counter() - started
     nats = accumulate_gradients(run, step_batches, step)
     run.ranks.sum_(nats)
-    parameters = list(run.model.parameters())
-    if any(parameter.grad is None for parameter in parameters):
+    if any(parameter.grad is None for parameter in run.model.parameters()):
         raise without_gradient(run.model)
+    parameters = run.optimizers.with_gradients()
     if run.scaler:
         run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
     clip = run.params.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    grad_norm = clip_grad_norm_(parameters, clip, run.ranks, run.sharded)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
@@ -122,8 +121,8 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
 def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> Tensor:
     """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank, float64 [].
 
-    DDP averages over ranks, so the local sum is scaled up by their number. Only the last micro-batch
-    communicates.
+    DDP and FSDP2 average over ranks, so the local sum is scaled up by their number. Only the last
+    micro-batch sums gradients over them.
     """
     nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
     factor: float | Tensor = run.ranks.world / batches.n_labels
@@ -133,8 +132,7 @@ def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> T
         torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
         last = i == len(batches.micro_batches) - 1
-        silent = isinstance(run.objective, DistributedDataParallel) and not last
-        with run.objective.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
+        with exchanging(run.objective, run.model, last):
             nats += run.micro_step(batch, factor)
     return nats
 

@@ -9,6 +9,7 @@
 
 Weight decay is for the matrices of the blocks alone; embeddings, gains and biases have none. The choice is by
 shape and place, never by a list of names, and every parameter belongs to exactly one group. Weights are fp32.
+Of parameters that lie in parts (sharding.py) each rank moves its own rows, which optimizers take for plain tensors.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from stages.train.lion import Lion
 from stages.train.low_bit import LowBit
 from stages.train.muon import Muon
 from stages.train.params import TrainParams
+from stages.train.sharding import as_part, local, part
 
 
 class Optimizers:
     """The optimizers of a run behind one step, with states by parameter name."""
 
     def __init__(self, model: nn.Module, params: TrainParams, compiled: bool = False):
-        named = dict(model.named_parameters())
+        self.parameters = dict(model.named_parameters())
+        named = {name: local(parameter) for name, parameter in self.parameters.items()}
         hidden = {name for name, p in named.items() if p.ndim > 1 and name.startswith("blocks.")}
         gains = [p for p in named.values() if p.ndim < 2]
         tables = [p for name, p in named.items() if p.ndim > 1 and name not in hidden]
@@ -36,7 +39,8 @@ class Optimizers:
         rest = [{"params": gains, "weight_decay": 0.0}, {"params": tables, "weight_decay": 0.0}]
         self.kinds: dict[str, torch.optim.Optimizer] = {}
         if params.optimizer == "muon":
-            self.kinds["muon"] = Muon(matrices, params.muon_lr, params.muon_momentum, params.weight_decay)
+            wholes = {named[name]: self.parameters[name].shape for name in hidden}
+            self.kinds["muon"] = Muon(matrices, params.muon_lr, params.muon_momentum, params.weight_decay, wholes)
             self.kinds["adamw"] = adamw(rest, params, "adamw", compiled)
         else:
             decay = params.lion_weight_decay if params.optimizer.startswith("lion") else params.weight_decay
@@ -44,12 +48,19 @@ class Optimizers:
             make = lion if params.optimizer.startswith("lion") else adamw
             self.kinds[params.optimizer] = make(groups, params, params.optimizer, compiled)
         self.name_of: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
-        self.parameter_of = named
+        self.local_of = named
         owned = [p for kind in self.kinds.values() for group in kind.param_groups for p in group["params"]]
         assert len(owned) == len(set(owned)) == len(named), "each parameter belongs to exactly one optimizer"
         for kind in self.kinds.values():
             for group in kind.param_groups:
                 group["peak_lr"] = group["lr"]
+
+    def with_gradients(self) -> list[Tensor]:
+        """What the optimizers move, in the order of the model's parameters; the gradients are there."""
+        for name, parameter in self.parameters.items():
+            if self.local_of[name] is not parameter and parameter.grad is not None:
+                self.local_of[name].grad = local(parameter.grad)
+        return list(self.local_of.values())
 
     def step(self, multiplier: float, finite: Tensor) -> None:
         """One step at `multiplier` times the peak learning rates; nothing moves where `finite` is false, which the
@@ -64,27 +75,33 @@ class Optimizers:
     def zero_grad(self, set_to_none: bool = True) -> None:
         for kind in self.kinds.values():
             kind.zero_grad(set_to_none=set_to_none)
+        for name, parameter in self.parameters.items():
+            if self.local_of[name] is not parameter:
+                parameter.grad = None
 
     def state_bytes(self) -> int:
-        """Of all states together; after the first step."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        """Of all states of this rank together; after the first step."""
+        return sum(local(tensor).nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All states as plain tensors, named `muon.momentum.blocks.0.mlp.up.weight`."""
+        """All states, named `muon.momentum.blocks.0.mlp.up.weight`; in parts as their parameters are."""
         return {
-            f"{kind}.{key}.{self.name_of[parameter]}": value
+            f"{kind}.{key}.{self.name_of[parameter]}": self._in_parts(value, self.name_of[parameter])
             for kind, optimizer in self.kinds.items()
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restores what `tensors` gave."""
+        """Restores what `tensors` gave, from whole tensors."""
         for full_name, value in tensors.items():
             kind, key, name = full_name.split(".", 2)
-            parameter = self.parameter_of[name]
-            device = parameter.device
-            self.kinds[kind].state[parameter][key] = value.to(device)
+            parameter = self.local_of[name]
+            mine = part(value, self.parameters[name]) if value.ndim else value
+            self.kinds[kind].state[parameter][key] = mine.to(parameter.device)
+
+    def _in_parts(self, value: Tensor, name: str) -> Tensor:
+        return as_part(value, self.parameters[name]) if value.ndim else value  # a count of steps has no rows
 
 
 def adamw(groups: list[dict[str, Any]], params: TrainParams, name: str, compiled: bool) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ but the 8-bit products, which are asked for by `train.precision`.
     2. activations   blocks keep less for their backward pass          activations.py
     3. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
     4. compile       each block, the last norm, the head               objective.py
-    5. ranks         DDP, where there are several                      here
+    5. ranks         DDP or FSDP2, where there are several             here, sharding.py
     6. micro-step    forward and backward, kernel by kernel or as one CUDA graph    micro_step.py
 """
 
@@ -26,6 +26,7 @@ from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
+from stages.train.sharding import is_sharded, shard
 
 # Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -39,6 +40,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     Raises:
         BadInput: the device cannot do `train.precision`.
     """
+    sharded = is_sharded(execution, ranks)
     if params.precision == "fp8":
         check_device(ranks.device)
         names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width)
@@ -51,8 +53,10 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
     objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
     if compiled:
-        compile_parts(objective)
-    if ranks.world == 1:
+        compile_parts(objective, sharded)
+    if sharded:
+        shard(model, params.precision, ranks)
+    if ranks.world == 1 or sharded:
         return objective
     on_gpu = ranks.device.startswith("cuda")
     return DistributedDataParallel(objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False)

@@ -29,6 +29,7 @@ from stages.train.params import TrainParams
 from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
 from stages.train.scaler import LossScaler
+from stages.train.sharding import is_sharded, refuse
 from stages.train.state import Checkpoints, Component, TrainState
 
 
@@ -67,6 +68,11 @@ class TrainingRun:
         return [module for module in self.model.modules() if isinstance(module, Experts)]
 
     @property
+    def sharded(self) -> bool:
+        """Whether this rank holds a part of each parameter alone; then all ranks must call the model together."""
+        return is_sharded(self.execution, self.ranks)
+
+    @property
     def keeps_gradients(self) -> bool:
         """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
         return isinstance(self.micro_step, GraphedMicroStep)
@@ -95,7 +101,11 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     if ranks.first:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {summary(model_config, parameters)}")
+    if is_sharded(job.execution, ranks):
+        refuse(model, params, rows_per_step, ranks.world)
     objective = prepare(model, params, job.execution, ranks)
+    if is_sharded(job.execution, ranks):
+        try_parts(model, train_rows.context_length, params, ranks)
     optimizers = Optimizers(model, params, wants_compile(job.execution, ranks))
     state = TrainState()
     scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
@@ -129,13 +139,19 @@ def new_model(
         load_initial_weights(model, job, rows.index["tokenizer_sha256"])
     elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
-    model.to(ranks.device)
     model.attention_backend = job.execution.attention_backend
-    row = torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device)
+    if not is_sharded(job.execution, ranks):  # else it comes to the device in parts, and may not fit as a whole
+        model.to(ranks.device)
+        try_parts(model, rows.context_length, params, ranks)
+    return model
+
+
+def try_parts(model: Decoder, context_length: int, params: TrainParams, ranks: Ranks) -> None:
+    """Raises BadInput if a class of one's own does not work, or the attention backend cannot do what is asked."""
+    row = torch.zeros(1, context_length, dtype=torch.int64, device=ranks.device)
     with autocast(ranks.device, params.precision):
         try:
             context = model.context(row, row)
         except ValueError as error:
             raise BadInput(f"params.yaml: execution.{error}") from None
         try_own_parts(model, row, context)
-    return model

@@ -5,7 +5,7 @@
 
 The copies lie in memory of the processor that the next save uses again, so saving costs once the bytes of a
 checkpoint. From a GPU they go to pinned memory in the order of its other work: the processor does not wait, and
-what comes after may change the tensors at once.
+what comes after may change the tensors at once. What lies in parts (sharding.py) comes together one tensor at a time.
 
 A save waits for the one before. What the thread could not write (a full disk) is raised at the next step, and
 the checkpoints that were there are whole as before.
@@ -18,6 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from stages.train.sharding import whole
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
@@ -69,9 +71,10 @@ class Saver:
         old, self._memory = self._memory, {}
         for file, named in tensors.items():
             self._memory[file] = {}
-            for name, tensor in named.items():
+            for name, value in named.items():
+                tensor = whole(value)
                 copy = old.get(file, {}).get(name)
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
-                self._memory[file][name] = copy.copy_(tensor.detach(), non_blocking=on_gpu)
+                self._memory[file][name] = copy.copy_(tensor, non_blocking=on_gpu)
         return torch.cuda.current_stream().record_event() if on_gpu else None

@@ -29,6 +29,7 @@ from stages.progress import say
 from stages.train.optimizers import Optimizers
 from stages.train.origin import run_key
 from stages.train.saving import Saver, Tensors
+from stages.train.sharding import load_weights, weights, whole
 
 LOSS_SMOOTHING = 0.98
 LOGS = ("loss.csv", "training.log")
@@ -102,13 +103,19 @@ class Checkpoints:
         return folder_of(self.folder, step)
 
     def save(
-        self, saver: Saver, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
+        self, saver: Saver | None, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
         extra: Mapping[str, Component],
     ) -> None:  # fmt: skip
-        """Begins to save the present step; then what is neither new nor best goes."""
+        """Begins to save the present step; then what is neither new nor best goes. Without a saver this rank gives
+        the first one its parts."""
         described = {**self.identity, **dataclasses.asdict(state)}
-        tensors = {"model": model.state_dict(), "optimizer": optimizers.tensors()}
+        tensors = {"model": weights(model), "optimizer": optimizers.tensors()}
         tensors |= {name: component.tensors() for name, component in extra.items()}
+        if saver is None:
+            for named in tensors.values():
+                for tensor in named.values():
+                    whole(tensor)
+            return
         losses = (self.folder / "loss.csv").read_bytes() if (self.folder / "loss.csv").exists() else b""
 
         def write(copies: Tensors) -> None:
@@ -151,7 +158,7 @@ class Checkpoints:
         """Restores a checkpoint and goes on as its run. A component that it does not hold stays as it was built."""
         from safetensors.torch import load_file
 
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        load_weights(model, load_file(folder / "model.safetensors"))
         optimizers.load(load_file(folder / "optimizer.safetensors"))
         for name, component in extra.items():
             if (path := folder / f"{name}.safetensors").exists():

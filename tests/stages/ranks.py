@@ -3,9 +3,11 @@
     python -m tests.stages.ranks SCENARIOS.json
 
 A scenario is {"folder": .., "world": 4, "train": {..}}; and, where it says so, every tensor is float64 ("double"), the
-loss of one rank is not finite in a step ("nan": [rank, step]), or a signal comes after a step ("stop": step).
+loss of one rank is not finite in a step ("nan": [rank, step]), or a signal comes after a step ("stop": step). It may
+change params ("execution": {..}, "model": {..}).
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -72,13 +74,14 @@ def train(scenario: dict, root: Path, rank: int, port: int) -> None:
     execution = Execution(
         tracking=False, compile=False, device="cpu", threads=1, n_processes=world, micro_batch=8, keep_checkpoints=99,
         checkpoint_interval=scenario.get("interval", 1000),
-    )  # fmt: skip
+    ).model_copy(update=scenario.get("execution", {}))  # fmt: skip
+    model = dataclasses.replace(MODEL, **scenario.get("model", {}))
     params = TrainParams(**scenario["train"])
-    job = Job("train", root, execution, (), {"model": MODEL, "train": params})
+    job = Job("train", root, execution, (), {"model": model, "train": params})
     folder = root / scenario["folder"]
     folder.mkdir(exist_ok=True)
     try:
-        work(job, MODEL, params, folder, launched=True)
+        work(job, model, params, folder, launched=True)
     except Stopped:
         return
 

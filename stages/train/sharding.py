@@ -1,0 +1,161 @@
+"""FSDP2: every rank holds a part of each parameter, gradient and optimizer state; `execution.sharding: full`.
+
+A parameter of R rows lies on W ranks in parts of ceil(R / W) rows; example: 5 rows on 2 ranks are rows 0, 1, 2 and
+rows 3, 4. A block is gathered whole for its forward pass, let go, gathered again for its backward pass, after which
+each rank keeps its rows of the mean gradient. With AdamW in fp32 a parameter takes 16 bytes under DDP, and here 16 / W
+beside one or two whole blocks (ZeRO stage 3, Rajbhandari et al., 2020).
+
+    held      weights, gradients and states fp32, in parts
+    gathered  blocks in bf16 under `train.precision: bf16`, else fp32; embedding, last norm and head always fp32,
+              once a micro-batch
+    reduced   gradients, in fp32, behind the last micro-batch of a step
+
+Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank (`local`), and checkpoints see wholes
+(`whole`, `part`), so that neither knows how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from model.decoder import Decoder
+from stages.errors import BadInput
+from stages.execution import Execution
+from stages.train.params import TrainParams
+from stages.train.ranks import Ranks
+
+GATHERED = {"bf16": torch.bfloat16}  # the dtype in which blocks are gathered, by train.precision; else fp32
+OPTIMIZERS = ("adamw", "lion", "muon")
+
+
+def is_sharded(execution: Execution, ranks: Ranks) -> bool:
+    """Whether parameters lie in parts. One rank holds all of everything anyway."""
+    return execution.sharding == "full" and ranks.world > 1
+
+
+def refuse(model: Decoder, params: TrainParams, rows_per_step: int, world: int) -> None:
+    """Raises BadInput with the first thing that does not go together with parts."""
+    config, problem = model.config, ""
+    if rows_per_step % world:  # some rank would gather blocks once less than the others
+        problem = f"train.batch_tokens gives {rows_per_step} rows a step, which {world} ranks cannot share evenly"
+        problem += f"; set train.batch_tokens to a multiple of {world} rows"
+    elif params.precision == "fp8":
+        problem = "fp8 has not been tried with it; set train.precision to bf16"
+    elif params.optimizer not in OPTIMIZERS:
+        problem = f"{params.optimizer} scales blocks of 256 numbers, which parts would cut; " + (
+            f"set train.optimizer to one of {', '.join(OPTIMIZERS)}"
+        )
+    elif config.n_experts:
+        problem = "experts have not been tried with it; set model.n_experts to 0"
+    elif own := [name for name in (config.norm, config.mlp, *config.kinds) if "." in name]:
+        problem = f"{own[0]} is a part of your own, of which nobody knows where it reads its parameters"
+    if problem:
+        raise BadInput(f"params.yaml: execution.sharding is full, but {problem}, or execution.sharding to none")
+
+
+def shard(model: Decoder, precision: str, ranks: Ranks) -> None:
+    """Leaves this rank its part of every parameter, on its device; block by block, so that a model that no device
+    could hold may come from the processor's memory."""
+    mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world,))
+    in_blocks = MixedPrecisionPolicy(param_dtype=GATHERED.get(precision), reduce_dtype=torch.float32)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=in_blocks)
+    # What is gathered for `hidden` stays so until the backward pass: logits and losses read the head behind it.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows that this rank holds, not copied; of a tensor that does not lie in parts, itself."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor the rows that this rank holds of `like`."""
+    if not isinstance(like, DTensor):
+        return whole
+    rows = rows_of_a_rank(like)
+    return whole[rows * like.device_mesh.get_local_rank() :][:rows]
+
+
+def as_part(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `local`, for a tensor of the same size as `like`, such as its optimizer state."""
+    if not isinstance(like, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows, like.device_mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a tensor, on the first rank; the others give theirs and get nothing of use. All ranks must call it
+    for the same tensors in the same order. One tensor at a time is held whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    group, mine = tensor.device_mesh.get_group(), local(tensor)
+    padded = mine.new_zeros(rows_of_a_rank(tensor), *tensor.shape[1:])
+    padded[: len(mine)] = mine
+    if tensor.device_mesh.get_local_rank():
+        distributed.gather(padded, group=group, dst=0)
+        return mine
+    parts = padded.new_empty(tensor.device_mesh.size(), *padded.shape)
+    distributed.gather(padded, list(parts), group=group, dst=0)
+    return parts.flatten(0, 1)[: len(tensor)]
+
+
+def rows_of_a_rank(tensor: DTensor) -> int:
+    """Of all ranks but the last ones, which may hold fewer."""
+    return -(-tensor.shape[0] // tensor.device_mesh.size())
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, its parameters in parts: a validation leaves those outside the blocks gathered."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+    return model.state_dict()
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Restores what `weights` gave, from whole tensors."""
+    if not isinstance(model, FSDPModule):
+        model.load_state_dict(tensors)
+        return
+    targets = weights(model)
+    assert targets.keys() == tensors.keys(), "a checkpoint of this architecture has its tensors"
+    with torch.no_grad():
+        for name, target in targets.items():
+            local(target).copy_(part(tensors[name], target))
+
+
+def exchanging(objective: nn.Module, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """The context of a micro-batch: gradients are summed over the ranks behind the last one alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    elif isinstance(objective, DistributedDataParallel) and not last:
+        return objective.no_sync()
+    return contextlib.nullcontext()
+
+
+def clip_grad_norm_(parameters: Sequence[Tensor], largest: float, ranks: Ranks, sharded: bool) -> Tensor:
+    """Shortens the gradient to a length; returns the one that it had. Of parts, the length is that of all together."""
+    if not sharded:
+        return torch.nn.utils.clip_grad_norm_(parameters, largest)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    square = torch.nn.utils.get_total_norm(gradients).square()
+    ranks.sum_(square)
+    norm = square.sqrt()
+    torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    return norm

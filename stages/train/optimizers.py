@@ -65,7 +65,7 @@ class Optimizers:
     def step(self, multiplier: float, finite: Tensor) -> None:
         """One step at `multiplier` times the peak learning rates; nothing moves where `finite` is false, which the
         device knows and the processor need not wait for."""
-        skip = torch.logical_not(finite).float()
+        skip = torch.logical_not(finite).to(torch.float32)  # as fused kernels take it, whatever the dtype of weights
         for kind in self.kinds.values():
             kind.found_inf = skip  # type: ignore[attr-defined]
             for group in kind.param_groups:

@@ -70,7 +70,9 @@ def shard(model: Decoder, precision: str, ranks: Ranks) -> None:
     """Leaves this rank its part of every parameter, on its device; block by block, so that a model that no device
     could hold may come from the processor's memory."""
     mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world,))
-    in_blocks = MixedPrecisionPolicy(param_dtype=GATHERED.get(precision), reduce_dtype=torch.float32)
+    in_blocks = MixedPrecisionPolicy()
+    if precision in GATHERED:
+        in_blocks = MixedPrecisionPolicy(param_dtype=GATHERED[precision], reduce_dtype=torch.float32)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=in_blocks)
     # What is gathered for `hidden` stays so until the backward pass: logits and losses read the head behind it.

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ from model.config import ModelConfig
 from stages.entry import Job, signals
 from stages.errors import Stopped
 from stages.execution import Execution
-from stages.train import hooks, loop  # noqa: F401  loaded once
+from stages.train import hooks, loop
 from stages.train.params import TrainParams
+from stages.train.sharding import local
 from stages.train.worker import work
 
 MODEL = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
@@ -46,6 +48,19 @@ def break_loss(in_step: int) -> None:
         return loss * float("nan") if torch.is_grad_enabled() and calls == in_step else loss
 
     torch.nn.functional.cross_entropy = cross_entropy
+
+
+def weigh(into: Path) -> None:
+    """Each rank writes how many bytes of parameters and of optimizer states it holds at the end."""
+    whole = loop.train
+
+    def train(run, hooks):
+        whole(run, hooks)
+        parameters = sum(local(parameter).nbytes for parameter in run.model.parameters())
+        held = {"parameters": parameters, "states": run.optimizers.state_bytes()}
+        (into / f"bytes-{run.ranks.rank}.json").write_text(json.dumps(held))
+
+    loop.train = train
 
 
 def signal_after(step: int) -> None:
@@ -80,6 +95,7 @@ def train(scenario: dict, root: Path, rank: int, port: int) -> None:
     job = Job("train", root, execution, (), {"model": model, "train": params})
     folder = root / scenario["folder"]
     folder.mkdir(exist_ok=True)
+    weigh(folder)
     try:
         work(job, model, params, folder, launched=True)
     except Stopped:
@@ -104,6 +120,8 @@ def main(path: Path) -> int:
             try:
                 train(scenario, path.parent, rank, port)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -47,7 +47,7 @@ def scenarios() -> list[dict]:
               for world, execution, stop in ((2, FULL, 2), (1, {}, 5), (3, FULL, 0))]  # fmt: skip
     for name, execution in (("ddp", {}), ("full", FULL)):
         found.append(scenario(f"single-{name}", 2, execution))
-        found.append(scenario(f"bf16-{name}", 2, execution, train={"precision": "bf16"}))
+        found.append(scenario(f"bf16-{name}", 2, {**execution, "micro_batch": 2}, train={"precision": "bf16"}))
     return [*found, scenario("broken", 2, FULL, nan=[1, 3])]
 
 

@@ -82,7 +82,7 @@ def shard(model: Decoder, precision: str, ranks: Ranks) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The rows that this rank holds, not copied; of a tensor that does not lie in parts, itself."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def part(whole: Tensor, like: Tensor) -> Tensor:

@@ -84,27 +84,27 @@ def assert_equal(one: Path, other: Path, weights: float, loss: float) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_in_float64_losses_weights_and_states_are_those_of_one_rank(trained: Path, optimizer: str):
-    assert_equal(trained / f"{optimizer}-1", trained / f"{optimizer}-full", weights=1e-9, loss=1e-7)
+    assert_equal(trained / f"{optimizer}-1", trained / f"{optimizer}-full", weights=1e-12, loss=1e-7)
 
 
 def test_also_of_rows_that_the_ranks_do_not_divide_with_accumulation_and_checkpointed_activations(trained: Path):
-    assert_equal(trained / "uneven-1", trained / "uneven-full", weights=1e-9, loss=1e-7)
+    assert_equal(trained / "uneven-1", trained / "uneven-full", weights=1e-12, loss=1e-7)
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_ranks_in_parts_or_whole(trained: Path):
     assert {3, 6} <= checkpoints_in(trained / "switched").keys()  # from parts on 2 ranks to one rank and to 3 parts
-    assert_equal(trained / "muon-1", trained / "switched", weights=1e-9, loss=1e-7)
+    assert_equal(trained / "muon-1", trained / "switched", weights=1e-12, loss=1e-7)
 
 
 def test_in_fp32_they_are_those_of_ddp_up_to_rounding(trained: Path):
-    assert_equal(trained / "single-ddp", trained / "single-full", weights=1e-5, loss=1e-5)
+    assert_equal(trained / "single-ddp", trained / "single-full", weights=2e-6, loss=2e-6)
 
 
 def test_in_bf16_losses_are_those_of_ddp_up_to_the_rounding_of_gains(trained: Path):
     ddp, full = (list(losses(trained / f"bf16-{name}").values()) for name in ("ddp", "full"))
-    np.testing.assert_allclose(full, ddp, atol=0.02)
+    np.testing.assert_allclose(full, ddp, rtol=0, atol=0.002)
     assert state(trained / "bf16-full")["validation_loss"] == pytest.approx(
-        state(trained / "bf16-ddp")["validation_loss"], abs=0.02
+        state(trained / "bf16-ddp")["validation_loss"], abs=0.002
     )
     assert all(tensor.dtype == torch.float32 for tensor in tensors(trained / "bf16-full", STEPS).values())
 

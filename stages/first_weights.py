@@ -157,8 +157,8 @@ def check_tensors(folder: Path, settings: Mapping[str, Any], context_length: int
         raise BadInput(
             f"{len(positions)} learned positions; set pack.context_length, which is {context_length}, to at most that"
         )
-    if name := first_not_finite(path, {n: e for n, e in entries.items() if not NO_WEIGHTS.search(n)}):
-        raise BadInput(f"{path.name}: {name} holds values that are not finite; {AGAIN}")
+    if wrong := first_not_finite(path, {n: e for n, e in entries.items() if not NO_WEIGHTS.search(n)}):
+        raise BadInput(f"{path.name}: {wrong} holds values that are not finite; {AGAIN}")
 
 
 def our_tensors(settings: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def first_not_finite(path: Path, entries: Mapping[str, Entry]) -> str | None:
             kind, exponent = EXPONENTS[entry.dtype]
             mask = kind(exponent)
             for start in range(entry.first, entry.end, CHUNK):
-                words = data[start : min(start + CHUNK, entry.end)].view(kind)
+                words: np.ndarray = data[start : min(start + CHUNK, entry.end)].view(kind)
                 if ((words & mask) == mask).any():
                     return name
     return None

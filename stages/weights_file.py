@@ -16,19 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from stages.errors import BadInput
 
 AGAIN = "download or export it again"
 LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
-# The words in which floating values are read, and the bits of their exponent.
-EXPONENTS: dict[str, tuple[type, int]] = {
-    "F64": (np.uint64, 0x7FF << 52),
-    "F32": (np.uint32, 0xFF << 23),
-    "F16": (np.uint16, 0x1F << 10),
-    "BF16": (np.uint16, 0xFF << 7),
-}
+# The bytes of a floating value, and the bits of its exponent.
+EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0xFF << 23), "F16": (2, 0x1F << 10), "BF16": (2, 0xFF << 7)}
 CHUNK = 1 << 20  # bytes that stay in the cache of a processor
 
 
@@ -65,7 +58,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise BadInput(f"{path.name}: holds no tensor; {AGAIN}")
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: item[1].first):
-        wanted = math.prod(entry.shape) * np.dtype(EXPONENTS[entry.dtype][0]).itemsize if entry.is_floating else None
+        wanted = math.prod(entry.shape) * EXPONENTS[entry.dtype][0] if entry.is_floating else None
         if entry.first != end or wanted not in (None, entry.end - entry.first):
             raise BadInput(
                 f"{path.name}: {name}, {entry.dtype} {list(entry.shape)}, lies at bytes {entry.first:,} to "
@@ -89,13 +82,16 @@ def _entry(described: Mapping[str, Any], base: int) -> Entry:
 
 def first_not_finite(path: Path, entries: Mapping[str, Entry]) -> str | None:
     """The name of the first floating tensor that holds NaN or infinity."""
+    import numpy as np  # only here: the stage `code` loads nothing that is slow to load
+
     data = np.memmap(path, dtype=np.uint8, mode="r")
     for name, entry in sorted(entries.items(), key=lambda item: item[1].first):
         if entry.is_floating:
-            kind, exponent = EXPONENTS[entry.dtype]
-            mask = kind(exponent)
+            width, exponent = EXPONENTS[entry.dtype]
+            kind = np.dtype(f"u{width}")
+            mask = kind.type(exponent)
             for start in range(entry.first, entry.end, CHUNK):
-                words: np.ndarray = data[start : min(start + CHUNK, entry.end)].view(kind)
+                words = data[start : min(start + CHUNK, entry.end)].view(kind)
                 if ((words & mask) == mask).any():
                     return name
     return None

@@ -23,6 +23,7 @@ from stages.first_weights import (
     tokenizer_problem,
     vocabulary_in,
 )
+from stages.weights_file import AGAIN
 
 TOKENIZER = "data/tokenizer/tokenizer.json"
 
@@ -65,16 +66,19 @@ def check_vocabulary(settings: dict[str, Any], folder: Path, vocab_size: int, ou
 
 def tensors_of(settings: dict[str, Any], folder: Path, model: Decoder) -> dict[str, Any]:
     """Tensors of the folder, by our names and of our sizes."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors, wanted = our_tensors(settings, load_file(folder / WEIGHTS)), model.state_dict()
+    try:
+        tensors = our_tensors(settings, load_file(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise BadInput(f"{WEIGHTS}: {error}; {AGAIN}") from None
+    wanted = model.state_dict()
     for name in ("embedding.weight", "head.weight"):
         if name in tensors:  # rows from vocab_size on are padding, here and there
             table = tensors[name]
             tensors[name] = table.new_zeros(len(wanted[name]), table.shape[1])
             tensors[name][: model.vocab_size] = table[: model.vocab_size]
-    if "position_embedding.weight" in tensors:
-        tensors["position_embedding.weight"] = tensors["position_embedding.weight"][
-            : len(wanted["position_embedding.weight"])
-        ]
+    if (name := "position_embedding.weight") in tensors:
+        tensors[name] = tensors[name][: len(wanted[name])]
     return tensors

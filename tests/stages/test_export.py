@@ -10,6 +10,7 @@ import pytest
 
 from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.first_weights import tokenizer_problem
 from tests.stages.exports import OUTER_SETTINGS, SMALL, TEXTS, copy_inputs, exported, written
 
 
@@ -36,6 +37,10 @@ def test_the_folder_works_in_the_hands_of_a_user(export: Path) -> None:
     assert tokenizer.decode(tokenizer(TEXTS[1]).input_ids, skip_special_tokens=True) == TEXTS[1]
     inputs = tokenizer(["Returns", "A sparse array"], padding=True, return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=4).shape[0] == 2
+
+
+def test_its_tokenizer_counts_as_that_of_the_data_for_who_starts_from_it(workspace: Path, export: Path) -> None:
+    assert tokenizer_problem(export / "hf", workspace / "data/tokenizer/tokenizer.json") is None
 
 
 def test_the_manifest_names_every_file_by_its_content(export: Path) -> None:

@@ -53,7 +53,7 @@ def problem_of_first_weights(
         context_length: of the packed data.
     """
     if not execution.init_from:
-        told = "names first weights that no training here has begun from; set execution.init_from to their folder"
+        told = "names first weights, and no checkpoint goes on from them; set execution.init_from to their folder"
         return (SHA256, told) if config.init_sha256 else None
     folder = execution.init_folder(root)
     for name in ("config.json", WEIGHTS):

@@ -289,7 +289,7 @@ def test_of_folder_and_sha256_neither_goes_without_the_other(tmp_path: Path) -> 
         "else set execution.init_from to ''"
     )
     assert problem_in_code(start, tmp_path, "") == (
-        "model.init_sha256: names first weights that no training here has begun from; "
+        "model.init_sha256: names first weights, and no checkpoint goes on from them; "
         "set execution.init_from to their folder"
     )
 
@@ -309,7 +309,7 @@ def test_where_a_training_has_begun_the_folder_is_needed_no_more(tmp_path: Path,
     shutil.rmtree(tmp_path / "theirs")
     assert problem_in_code(start, tmp_path) == problem_in_code(start, tmp_path, "") == ""
     other = dataclasses.replace(start, n_layers=3)  # whose training would have to start
-    assert problem_in_code(other, tmp_path, "").startswith("model.init_sha256: names first weights that no training")
+    assert problem_in_code(other, tmp_path, "").startswith("model.init_sha256: names first weights, and no checkpoint")
 
 
 def test_a_relative_folder_begins_in_the_main_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Ranks tell each other what only one of them knows."""
+"""A signal that reaches one rank is known to all."""
 
 from concurrent.futures import ThreadPoolExecutor
 

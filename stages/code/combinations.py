@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
-from stages.first_weights import Problem, has_begun, problem_of_first_weights
+from stages.errors import BadInput
+from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
 
 
@@ -63,8 +64,21 @@ def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem
     model, execution = sections["model"], sections["execution"]
     if model.init_sha256 and has_begun(model, execution, root):
         return
-    if found := problem_of_first_weights(model, execution, root):
+    if found := problem_of_first_weights(model, execution, root, sections["pack"].context_length):
         yield found
+    folder, given = execution.init_folder(root), sections["tokenizer"].file
+    if model.init_sha256 and given and (folder / "tokenizer.json").is_file():
+        yield from tokenizer_of_first_weights(folder, root / Path(given).expanduser())
+
+
+def tokenizer_of_first_weights(folder: Path, given: Path) -> Iterator[Problem]:
+    """Where the tokenizer of the data is a file, it can be compared before there are data."""
+    try:
+        problem = tokenizer_problem(folder, given) if given.is_file() else None  # the stage tokenizer misses it
+    except BadInput as error:
+        problem = str(error)
+    if problem:
+        yield FOLDER, f"{folder}: tokenizer.json: {problem}; name weights of the tokenizer of the data"
 
 
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts)

@@ -126,7 +126,7 @@ def new_model(
     except ValueError as error:
         raise BadInput(f"params.yaml: model.{error}") from error
     if config.init_sha256 and not resumes:
-        load_initial_weights(model, job, rows.index["tokenizer_sha256"])
+        load_initial_weights(model, job, rows.index)
     elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from stages.params import Section
+
+NOT_THERE = "no checkpoint there; `millrace checkpoints` lists those of this disk"
 
 
 class TrainParams(Section):
@@ -39,9 +42,25 @@ class TrainParams(Section):
     eval_interval: int = Field(default=100, ge=1)
     validation_tokens: int = Field(default=32768, ge=1)
     max_skipped_steps: int = Field(default=5, ge=1)
+    resume_from: str = ""
+    resume_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> TrainParams:
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
         return self
+
+    @model_validator(mode="after")
+    def _names_a_checkpoint(self) -> TrainParams:
+        if self.resume_sha256 and not self.resume_from:
+            raise ValueError("resume_sha256 belongs to resume_from; name the checkpoint there, or set it to ''")
+        if self.resume_from.startswith("runs:") and run_and_step(self.resume_from) is None:
+            raise ValueError(f"resume_from {self.resume_from} must be runs:/RUN/STEP, such as runs:/3f0c19e2/1200")
+        return self
+
+
+def run_and_step(resume_from: str) -> tuple[str, int] | None:
+    """MLflow's id of a run and a step, if `resume_from` is not a folder."""
+    found = re.fullmatch(r"runs:/(\w+)/(\d+)", resume_from)
+    return (found[1], int(found[2])) if found else None

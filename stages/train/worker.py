@@ -33,7 +33,8 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
     from stages.train.hooks import Checkpoint, Log, Validation
     from stages.train.loop import train as loop
     from stages.train.ranks import join_ranks, leave_ranks
-    from stages.train.run import build_run, run_key
+    from stages.train.resume import send_history
+    from stages.train.run import build_run
     from stages.train.step import Hook
     from stages.train.timing import Timing
 
@@ -46,7 +47,9 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
             hooks: list[Hook] = [Validation()]
             tracked: Run | None = None
             if ranks.first:
-                tracked = stack.enter_context(open_run(job, run_key(job), sections))
+                tracked = stack.enter_context(open_run(job, run.checkpoints.identity["run"], sections))
+                if run.checkpoints.branched:
+                    send_history(folder / "loss.csv", run.state.step, job.execution.log_interval, tracked)
                 hooks.append(Log(tracked, timing))
             loop(run, [*hooks, Checkpoint()])
             if tracked is not None:

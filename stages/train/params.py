@@ -31,6 +31,8 @@ class TrainParams(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_interval: int = Field(default=100, ge=1)
     validation_tokens: int = Field(default=32768, ge=1)
+    patience: int = Field(default=0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
     max_skipped_steps: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")

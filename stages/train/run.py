@@ -64,6 +64,15 @@ class TrainingRun:
         return [module for module in self.model.modules() if isinstance(module, Experts)]
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether `train.patience` validations in a row were no improvement."""
+        return 0 < self.params.patience <= self.state.validations_without_improvement
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.params.max_steps or self.stopped_early
+
+    @property
     def execution(self) -> Execution:
         return self.job.execution
 

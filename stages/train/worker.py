@@ -22,18 +22,18 @@ from stages.train.params import TrainParams
 OUTCOME = "outcome.json"
 
 if TYPE_CHECKING:
-    from stages.tracking import Run
     from stages.train.run import TrainingRun
 
 
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
-    from stages.tracking import open_run
-    from stages.train.hooks import Checkpoint, Log, Validation
+    from stages.tracking import Run, open_run
+    from stages.train.hooks import Checkpoint, Validation
+    from stages.train.journal import Journal
+    from stages.train.log import Log
     from stages.train.loop import train as loop
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.run import build_run, run_key
-    from stages.train.step import Hook
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
@@ -42,13 +42,13 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
         timing = Timing()
         sections = {"model": plain(model), "train": plain(train)}
         with contextlib.ExitStack() as stack:
-            hooks: list[Hook] = [Validation()]
-            tracked: Run | None = None
+            tracked = Run({})
             if ranks.first:
                 tracked = stack.enter_context(open_run(job, run_key(job), sections))
-                hooks.append(Log(tracked, timing))
-            loop(run, [*hooks, Checkpoint()])
-            if tracked is not None:
+            journal = Journal(folder / "training.log")
+            # the same on every rank, since all of them wait where a hook needs results
+            loop(run, [Validation(), Log(journal, tracked, timing), Checkpoint()])
+            if ranks.first:
                 metrics = final_metrics(run)
                 tracked.results({name: float(value) for name, value in metrics.items() if value is not None})
                 if timing.steps or not (folder / "timing.json").exists():

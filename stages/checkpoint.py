@@ -2,6 +2,7 @@
 
     model.safetensors      fp32 weights by the names of Decoder.state_dict()
     optimizer.safetensors  optimizer states by kind and parameter name
+    NAME.safetensors       the tensors of each further component of the run, such as averaged weights
     config.json            the architecture, vocabulary, context length, tokenizer hash
     state.json             where training stands: step, tokens, best validation loss ...
     manifest.json          size and sha256 of every other file, written last
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +40,22 @@ def save_checkpoint(
     optimizer: dict[str, torch.Tensor],
     config: dict[str, Any],
     state: dict[str, Any],
+    extra: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
-    """Writes a checkpoint so that `folder` is whole or is not there, at any moment of a kill."""
+    """Writes a checkpoint so that `folder` is whole or is not there, at any moment of a kill.
+
+    Args:
+        extra: the tensors of further components; `{"ema": ..}` becomes ema.safetensors.
+    """
     from safetensors.torch import save_file
 
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    for path, tensors in ((beside / "model.safetensors", model), (beside / "optimizer.safetensors", optimizer)):
+    for name, tensors in {"model": model, "optimizer": optimizer, **(extra or {})}.items():
+        path = beside / f"{name}.safetensors"
         with refused_by_system(path):
-            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+            save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
     files = sorted(path for path in beside.iterdir())

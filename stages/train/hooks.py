@@ -75,5 +75,5 @@ class Checkpoint(Hook):
         if run.ranks.first:
             for name in ("loss.csv", "training.log"):
                 sync(run.folder / name)
-            run.checkpoints.save(run.state, run.model, run.optimizers, run.config)
+            run.checkpoints.save(run.state, run.model, run.optimizers, run.config, run.components)
         run.ranks.barrier()

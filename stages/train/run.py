@@ -27,7 +27,7 @@ from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
-from stages.train.state import Checkpoints, TrainState
+from stages.train.state import Checkpoints, Component, TrainState
 
 # Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -41,6 +41,7 @@ class TrainingRun:
         model: the bare decoder; `objective` wraps it for compile and for DDP.
         config: config.json of its checkpoints.
         micro_batch: rows per forward pass.
+        components: what else has tensors that outlive a step, by the name of its file in checkpoints.
     """
 
     job: Job
@@ -57,6 +58,7 @@ class TrainingRun:
     state: TrainState
     rows_per_step: int
     micro_batch: int
+    components: dict[str, Component]
 
     @functools.cached_property
     def experts(self) -> list[Experts]:
@@ -96,9 +98,10 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity)
     state = TrainState()
+    components: dict[str, Component] = {}
     newest = checkpoints.newest()
     if newest is not None:
-        state = checkpoints.load(newest, model, optimizers)
+        state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
     bare = OBJECTIVES[params.objective](model, params.z_loss)
@@ -113,7 +116,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
-        state, rows_per_step, micro_batch,
+        state, rows_per_step, micro_batch, components,
     )  # fmt: skip
 
 

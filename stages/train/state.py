@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from stages.checkpoint import problem_of, read_json, save_checkpoint
 from stages.progress import say
@@ -78,6 +79,17 @@ class TrainState:
         return self.smoothed / self.smoothed_weight if self.smoothed_weight else None
 
 
+class Component(Protocol):
+    """A part of the run, beside model and optimizers, whose state is tensors: averaged weights, a scaler.
+
+    It stands in `TrainingRun.components` by name; a checkpoint holds its tensors as NAME.safetensors.
+    """
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
 class Checkpoints:
     """The checkpoints of one run in its scratch folder: the newest, and the one of the best step."""
 
@@ -87,10 +99,14 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any]) -> None:
+    def save(
+        self, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
+        extra: Mapping[str, Component],
+    ) -> None:  # fmt: skip
         """Saves the present step, then removes what is neither newest nor best."""
         described = {**self.identity, **dataclasses.asdict(state)}
-        save_checkpoint(self.path(state.step), model.state_dict(), optimizers.tensors(), config, described)
+        tensors = {name: component.tensors() for name, component in extra.items()}
+        save_checkpoint(self.path(state.step), model.state_dict(), optimizers.tensors(), config, described, tensors)
         for step in self.steps():
             if step not in (state.step, state.best_step):
                 shutil.rmtree(self.path(step))
@@ -107,10 +123,16 @@ class Checkpoints:
             say(f"checkpoint of step {step} is not whole ({problem}); going on from an earlier one")
         return None
 
-    def load(self, folder: Path, model: nn.Module, optimizers: Optimizers) -> TrainState:
+    def load(
+        self, folder: Path, model: nn.Module, optimizers: Optimizers, extra: Mapping[str, Component]
+    ) -> TrainState:
+        """Restores a checkpoint of this run. A component that it does not hold stays as it was built."""
         from safetensors.torch import load_file
 
         model.load_state_dict(load_file(folder / "model.safetensors"))
         optimizers.load(load_file(folder / "optimizer.safetensors"))
+        for name, component in extra.items():
+            if (path := folder / f"{name}.safetensors").exists():
+                component.load(load_file(path))
         fields = {field.name for field in dataclasses.fields(TrainState)}
         return TrainState(**{key: value for key, value in read_json(folder, "state.json").items() if key in fields})

@@ -20,7 +20,8 @@ from stages.train.step import Hook, StepResult
 class Validation(Hook):
     """The loss of a fixed part of the validation split at step 0, every `eval_interval` and at the end.
 
-    Ranks share its rows, and the training clock does not run meanwhile.
+    Ranks share its rows, and the training clock does not run meanwhile. With `train.ema_decay` it is the loss of the
+    averaged weights, by which the best step is found; that of the weights in training is told beside it.
     """
 
     def start(self, run: TrainingRun) -> None:
@@ -33,21 +34,31 @@ class Validation(Hook):
         return step % run.params.eval_interval == 0 or step == run.params.max_steps
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
-        run.state.validation_loss = None
+        run.state.validation_loss = run.state.validation_loss_raw = None
         if self.needs(run, run.state.step):
             self.validate(run)
 
     def validate(self, run: TrainingRun) -> None:
-        mine = self.row_ids[run.ranks.rank :: run.ranks.world]
-        run.model.eval()
-        nats, labels = run.ranks.sum(split_loss(run.model, run.validation_rows, mine, run.ranks.device))
-        run.model.train()
-        loss = nats / labels
-        run.state.validation_loss = loss if math.isfinite(loss) else None
+        with run.published_weights():
+            loss = self.loss(run)
+        run.state.validation_loss = finite_or_none(loss)
+        run.state.validation_loss_raw = None if run.average is None else finite_or_none(self.loss(run))
         best = run.state.best_validation_loss
         if math.isfinite(loss) and (best is None or loss < best):
             run.state.best_validation_loss, run.state.best_step = loss, run.state.step
         run.state.count_patience(loss, run.params.min_delta)
+
+    def loss(self, run: TrainingRun) -> float:
+        """Of the weights that the model has."""
+        mine = self.row_ids[run.ranks.rank :: run.ranks.world]
+        run.model.eval()
+        nats, labels = run.ranks.sum(split_loss(run.model, run.validation_rows, mine, run.ranks.device))
+        run.model.train()
+        return nats / labels
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def validation_row_ids(rows: TokenRows, tokens: int) -> np.ndarray:
@@ -75,5 +86,6 @@ class Checkpoint(Hook):
         if run.ranks.first:
             for name in ("loss.csv", "training.log"):
                 sync(run.folder / name)
-            run.checkpoints.save(run.state, run.model, run.optimizers, run.config, run.components)
+            with run.published_weights():
+                run.checkpoints.save(run.state, run.model, run.optimizers, run.config, run.components)
         run.ranks.barrier()

@@ -87,6 +87,7 @@ class Log(Hook):
         )
         if state.validation_loss is not None:
             line += f" validation {state.validation_loss:.4f}"
+            line += "" if state.validation_loss_raw is None else f" raw {state.validation_loss_raw:.4f}"
             line += " NEW BEST" if state.best_step == state.step else ""
         return line
 
@@ -111,6 +112,7 @@ class Log(Hook):
             "tokens_per_s": self.timing.lap_tokens_per_s,
             "mfu": self.timing.mfu(run),
             "validation_loss": state.validation_loss,
+            "validation_loss_raw": state.validation_loss_raw,
             "expert_load_max": max((float(e.load.max()) * len(e.load) for e in run.experts), default=None),
         }
         return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}

@@ -86,6 +86,8 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
     run.optimizers.step(multiplier, finite)
+    if run.average is not None:
+        run.average.update(step, finite)
     run.optimizers.zero_grad()
     for experts in run.experts:
         run.ranks.sum_(experts.counts)

@@ -41,15 +41,16 @@ class CausalObjective(nn.Module):
         return total, nats
 
 
-def compile_parts(objective: CausalObjective) -> None:
+def compile_parts(objective: nn.Module) -> None:
     """Compiles every block by itself, and the head with its loss.
 
     Blocks of one kind share their compiled code, so that it takes seconds where the whole takes minutes, at
     equal speed. Masks are made outside: their cost is paid once and not traced.
     """
-    for block in objective.model.blocks:
+    for block in objective.model.blocks:  # type: ignore[union-attr]
         block.compile(dynamic=False)
-    objective.of_hidden = torch.compile(objective.of_hidden, dynamic=False)  # type: ignore[method-assign]
+    if isinstance(objective, CausalObjective):
+        objective.of_hidden = torch.compile(objective.of_hidden, dynamic=False)  # type: ignore[method-assign]
 
 
 OBJECTIVES: dict[str, type[CausalObjective]] = {"causal": CausalObjective}

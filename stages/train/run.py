@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,13 +23,16 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
+from stages.train.average import WeightAverage
 from stages.train.initial import load_initial_weights
 from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
+from stages.train.own import own_objective
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.state import Checkpoints, Component, TrainState
 
+WEIGHTS_BESIDE = "raw"  # the component of checkpoints that holds the weights behind the average
 # Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
@@ -66,6 +70,15 @@ class TrainingRun:
         return [module for module in self.model.modules() if isinstance(module, Experts)]
 
     @property
+    def average(self) -> WeightAverage | None:
+        average = self.components.get(WEIGHTS_BESIDE)
+        return average if isinstance(average, WeightAverage) else None
+
+    def published_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model has the weights that it is judged by and saved with: the average, if any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    @property
     def stopped_early(self) -> bool:
         """Whether `train.patience` validations in a row were no improvement."""
         return 0 < self.params.patience <= self.state.validations_without_improvement
@@ -99,12 +112,18 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     checkpoints = Checkpoints(folder, identity)
     state = TrainState()
     components: dict[str, Component] = {}
+    if params.ema_decay:
+        components[WEIGHTS_BESIDE] = WeightAverage(model, params.ema_decay)
     newest = checkpoints.newest()
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
-    bare = OBJECTIVES[params.objective](model, params.z_loss)
+    bare: nn.Module
+    if params.objective in OBJECTIVES:
+        bare = OBJECTIVES[params.objective](model, params.z_loss)
+    else:
+        bare = own_objective(params.objective, model, params)
     objective: nn.Module = bare
     if wants_compile(job.execution, ranks):
         compile_parts(bare)

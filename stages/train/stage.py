@@ -21,6 +21,8 @@ from stages.train.launch import launch
 from stages.train.params import TrainParams
 from stages.train.worker import work
 
+MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
+
 
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
     with job.scratch() as folder:
@@ -37,6 +39,9 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         link_or_copy(folder / f"step-{metrics['steps']:08d}", job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
+        (job.staging / "monitor").mkdir()
+        for name in MONITOR:
+            shutil.copyfile(folder / "monitor" / name, job.staging / "monitor" / name)
         (folder / "finished").touch()
 
 

@@ -30,6 +30,7 @@ class TrainState:
 
     Attributes:
         tokens: labels trained on so far.
+        validation_loss_raw: with averaged weights, the loss of those behind them.
         patience_reference: the validation loss that improved last.
         validations_without_improvement: since then, by more than `train.min_delta`.
         smoothed, smoothed_weight: running sums of the exponentially smoothed loss.
@@ -42,6 +43,7 @@ class TrainState:
     best_step: int = 0
     best_validation_loss: float | None = None
     validation_loss: float | None = None
+    validation_loss_raw: float | None = None
     skipped_steps: int = 0
     consecutive_skipped: int = 0
     patience_reference: float | None = None

@@ -28,12 +28,19 @@ if TYPE_CHECKING:
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
     from stages.tracking import Run, open_run
+    from stages.train.curves import Curves
     from stages.train.hooks import Checkpoint, Validation
     from stages.train.journal import Journal
     from stages.train.log import Log
     from stages.train.loop import train as loop
+    from stages.train.memory import out_of_memory_explained
+    from stages.train.own import own_hooks
+    from stages.train.profile import Profile
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.run import build_run, run_key
+    from stages.train.samples import Samples
+    from stages.train.spikes import Spikes
+    from stages.train.step import Hook
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
@@ -47,7 +54,12 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 tracked = stack.enter_context(open_run(job, run_key(job), sections))
             journal = Journal(folder / "training.log")
             # the same on every rank, since all of them wait where a hook needs results
-            loop(run, [Validation(), Log(journal, tracked, timing), Checkpoint()])
+            hooks: list[Hook] = [
+                Profile(tracked), Validation(), *own_hooks(train.hooks), Log(journal, tracked, timing),
+                Spikes(journal), Samples(journal), Curves(tracked, timing), Checkpoint(),
+            ]  # fmt: skip
+            with out_of_memory_explained(run):
+                loop(run, hooks)
             if ranks.first:
                 metrics = final_metrics(run)
                 tracked.results({name: float(value) for name, value in metrics.items() if value is not None})
@@ -56,6 +68,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 write_json(folder / "metrics.json", metrics)
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
+                tracked.artifact(folder / "monitor")
     finally:
         leave_ranks()
 
@@ -70,6 +83,7 @@ def final_metrics(run: TrainingRun) -> dict[str, float | int | None]:
         "best_validation_loss": state.best_validation_loss,
         "best_step": state.best_step,
         "skipped_steps": state.skipped_steps,
+        **({} if run.average is None else {"validation_loss_raw": state.validation_loss_raw}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
 

@@ -21,6 +21,7 @@ from stages.train.launch import launch
 from stages.train.params import TrainParams
 from stages.train.worker import work
 
+# Of the folder monitor/; what else lies there, a trace or a memory snapshot, is large and stays in scratch.
 MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
 
 
@@ -40,8 +41,9 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
         (job.staging / "monitor").mkdir()
-        for name in MONITOR:
-            shutil.copyfile(folder / "monitor" / name, job.staging / "monitor" / name)
+        for path in (folder / "monitor" / name for name in MONITOR):
+            if path.exists():
+                shutil.copyfile(path, job.staging / "monitor" / path.name)
         (folder / "finished").touch()
 
 

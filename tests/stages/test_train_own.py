@@ -83,10 +83,7 @@ def test_their_code_enters_the_fingerprint_of_train_alone(project_root):
         ({"hooks": ["stages.train.nowhere.X"]}, "hooks: stages.train.nowhere.X: there is no stages/train/nowhere.py"),
         ({"hooks": ["stages.train.norms.X"]}, "stages/train/norms.py has no class X; it has WeightNorms"),
         ({"hooks": ["stages.train.hooks.Checkpoint"]}, "stages.train.hooks.Checkpoint is a part of Millrace"),
-        (
-            {"hooks": [OBJECTIVE]},
-            "stages/train/focal.py:9: it is made as FocalLoss(), but __init__(self, model, train)",
-        ),
+        ({"hooks": [OBJECTIVE]}, "focal.py:8: it is made as FocalLoss(), but __init__(self, model, train)"),
         ({"objective": "stages.train.focal.Foc"}, "objective: stages.train.focal.Foc: stages/train/focal.py has no"),
     ],
 )

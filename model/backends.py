@@ -129,8 +129,8 @@ def choose(case: Case, wanted: str = "auto") -> str:
     return next(name for name in preference(case) if not unfit(name, case))
 
 
-def make_mask(backend: str, places: Places, reach: Reach, causal: bool) -> Mask:
-    """The mask of a forward pass without a cache, in the form of the backend."""
+def make_mask(backend: str, places: Places, reach: Reach, causal: bool, n_documents: int | None = None) -> Mask:
+    """The mask of a forward pass without a cache, in the form of the backend. `n_documents` of all rows, if known."""
     plain = places.segments is None and not reach.window
     if backend == "sdpa":
         form: object = None if plain else visible(places, places, reach, causal)
@@ -138,7 +138,7 @@ def make_mask(backend: str, places: Places, reach: Reach, causal: bool) -> Mask:
         form = block_mask(places, reach, causal)
     else:
         whole_rows = places.segments is None and backend == "fa4" and not reach.sinks
-        form = None if whole_rows else document_bounds(places)
+        form = None if whole_rows else document_bounds(places, n_documents)
     return Mask(backend, reach, causal, form)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.context import Mask, Places
+from model.context import Mask, Places, count_documents
 from model.sinks import add_sink_gradients_, add_sinks_
 
 WINDOW_ACCUMULATOR_BYTES = 128 << 20
@@ -45,15 +45,22 @@ def flash4_is_installed() -> bool:
     )
 
 
-def document_bounds(places: Places) -> Bounds:
-    """Where documents begin; padding counts as a document of its own. Example: segments 001 00-: 0 2 3 5 6."""
+def document_bounds(places: Places, n_documents: int | None = None) -> Bounds:
+    """Where documents begin; padding counts as a document of its own. Example: segments 001 00-: 0 2 3 5 6.
+
+    Args:
+        n_documents: their number (model/context.py), so that nobody has to wait until the device has counted them.
+    """
     B, T = places.positions.shape
     begins = torch.zeros((B, T), dtype=torch.bool, device=places.positions.device)
     begins[:, 0] = True
     if places.segments is not None:
         begins[:, 1:] = places.segments[:, 1:] != places.segments[:, :-1]
-    offsets = torch.nn.functional.pad(begins.flatten().nonzero()[:, 0].int(), (0, 1), value=B * T)
+    if n_documents is None:
+        n_documents = B if places.segments is None else count_documents(places.segments)
     documents = begins.flatten().cumsum(dim=0, dtype=torch.int32) - 1
+    number = torch.arange(n_documents + 1, dtype=torch.int32, device=documents.device)
+    offsets = torch.searchsorted(documents, number, out_int32=True)  # nonzero would wait for the device
     if offsets.is_cuda:
         torch._dynamo.mark_dynamic(offsets, 0)  # so that another number of documents compiles nothing again
     return Bounds(offsets, offsets[documents], documents, T)

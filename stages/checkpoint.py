@@ -49,7 +49,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
-    beside = folder.with_name(folder.name + ".partial")
+    beside = partial_of(folder)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     for name, tensors in {"model": model, "optimizer": optimizer, **(extra or {})}.items():
@@ -70,6 +70,11 @@ def save_checkpoint(
     sync(folder.parent)
 
 
+def partial_of(folder: Path) -> Path:
+    """Where a checkpoint grows before it gets its name."""
+    return folder.with_name(folder.name + ".partial")
+
+
 @contextlib.contextmanager
 def refused_by_system(path: Path) -> Iterator[None]:
     """Raises as OSError what safetensors tells in words, "No space left on device (os error 28)", while it writes."""
@@ -82,6 +87,15 @@ def refused_by_system(path: Path) -> Iterator[None]:
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of the manifest is there in its size; milliseconds where `problem_of` reads all bytes."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest.items())
+    except (OSError, ValueError):
+        return False
 
 
 def problem_of(folder: Path) -> str | None:

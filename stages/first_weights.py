@@ -1,17 +1,22 @@
-"""Whether the folder of `model.init_from` is what the params say, before any work. No torch.
+"""Whether the first weights are what the params say, before any work. No torch.
+
+`model.init_sha256` says which weights, `execution.init_from` where they lie: a folder that moves trains nothing
+again, and once a checkpoint has their successors it is needed no more.
 
     config.json          one of the architectures of docs/export.md, or Millrace's own (`model_type: millrace`)
     model.safetensors    its header alone is read, and its sha256 compared
     tokenizer.json       where there is one, it must be the tokenizer of the packed data
 
-The stage `code` asks `problem_of_folder`; so does train, which then loads the tensors (stages/train/initial.py)
-and compares the tokenizer, since neither it nor the packed data are there when `code` runs.
+The stage `code` asks `problem_of_first_weights` until a training has begun from them. So does train, which then
+loads the tensors (stages/train/initial.py) and compares the tokenizer, since neither it nor the packed data are
+there when `code` runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,40 +25,60 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.pattern import expand
-from stages.entry import file_sha256
+from stages.entry import file_sha256, plain, scratch_root
 from stages.errors import BadInput
+from stages.execution import Execution
 from stages.huggingface_config import config_of, contract, vocab_size_of
 from stages.huggingface_weights import NO_WEIGHTS
 from stages.params import strict
 
 OWN_TYPE = "millrace"
 # How new weights are drawn, what training adds, and where weights come from: no property of the folder.
-FREE = {"preset", "init_std", "residual_init", "init_from", "init_sha256", "dropout", "balance_loss", "router_z_loss"}
+FREE = {"preset", "init_std", "residual_init", "init_sha256", "dropout", "balance_loss", "router_z_loss"}
 FLOATING = ("F64", "F32", "F16", "BF16")
+SHA256, FOLDER = ["model", "init_sha256"], ["execution", "init_from"]  # the keys that are blamed
+WEIGHTS = "model.safetensors"
 AGAIN = "download or export it again"
 LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+Problem = tuple[list[str], str]
 
 
-def problem_of_folder(config: ModelConfig) -> tuple[str, str] | None:
-    """The key to blame, `init_from` or `init_sha256`, and why the folder does not fit; None if it does."""
-    folder = Path(config.init_from).expanduser()
-    for name in ("config.json", "model.safetensors"):
+def problem_of_first_weights(config: ModelConfig, execution: Execution, root: Path) -> Problem | None:
+    """The key to blame and why the weights do not fit; None if they do, or if they shall be drawn."""
+    if not execution.init_from:
+        told = "names first weights that no training here has begun from; set execution.init_from to their folder"
+        return (SHA256, told) if config.init_sha256 else None
+    folder = execution.init_folder(root)
+    for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            return "init_from", f"{folder / name} is not there; name a Hugging Face folder in one file of weights"
+            return FOLDER, f"{folder / name} is not there; name a Hugging Face folder in one file of weights"
+    for workspace in (root, Path(os.environ.get("DVC_ROOT") or root)):
+        if folder.resolve().is_relative_to((workspace / "data").resolve()):
+            return FOLDER, f"{folder} lies in data/, which the stages write anew; copy the folder elsewhere first"
     try:
         settings = read_object(folder / "config.json")
         if lines := differences(config, architecture_in(settings)):
-            return "init_from", f"{folder} is another architecture; set {', '.join(lines)}"
-        check_header(folder / "model.safetensors")
+            return FOLDER, f"{folder} is another architecture; set {', '.join(lines)}"
+        check_header(folder / WEIGHTS)
     except BadInput as error:
-        return "init_from", f"{folder}: {error}"
-    if (found := file_sha256(folder / "model.safetensors")) != config.init_sha256:
-        return (
-            "init_sha256",
-            f"{folder / 'model.safetensors'} has sha256 {found}, not {config.init_sha256}; if it is the one you mean, "
-            "set model.init_sha256 to it",
-        )
+        return FOLDER, f"{folder}: {error}"
+    found = file_sha256(folder / WEIGHTS)
+    if not config.init_sha256:
+        return SHA256, f"is empty; to start from {folder} set it to {found}, else set execution.init_from to ''"
+    if found != config.init_sha256:
+        mend = "if it is the one you mean, set model.init_sha256 to it"
+        return SHA256, f"{folder / WEIGHTS} has sha256 {found}, not {config.init_sha256}; {mend}"
     return None
+
+
+def has_begun(config: ModelConfig, execution: Execution, root: Path) -> bool:
+    """Whether there is a checkpoint of this very model, published or unfinished, so that the first weights, which are
+    part of its identity, may be gone. What else decides whether training starts anew is for train to say."""
+    unfinished = Path(execution.scratch or scratch_root(root)) / "train"
+    for path in (root / "data/train/last/config.json", *unfinished.glob("*/step-????????/config.json")):
+        if path.is_file() and read_object(path).get("model") == plain(config):
+            return True
+    return False
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -7,15 +7,14 @@ judge alone stands in its schema.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
-from stages.first_weights import problem_of_folder
+from stages.first_weights import Problem, has_begun, problem_of_first_weights
 from stages.params import ParamsFile
-
-Problem = tuple[list[str], str]
 
 
 def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
@@ -24,9 +23,9 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     Raises:
         BadInput: the first impossible combination, with its line and the mend.
     """
-    for check in CHECKS:
-        for keys, problem in check(sections):
-            raise params.fail(keys, problem)
+    by_section = (check(sections) for check in CHECKS)
+    for keys, problem in itertools.chain(*by_section, initial_weights(sections, params.path.parent)):
+        raise params.fail(keys, problem)
 
 
 def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -58,19 +57,14 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
 
 
-def initial_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """The folder of `init_from` is whole, of this architecture, and the one that `init_sha256` means."""
-    model = sections["model"]
-    if model.init_sha256 and not model.init_from:
-        yield ["model", "init_sha256"], "belongs to init_from; name the folder of these weights there, or set it to ''"
-    if model.init_from and Path(model.init_from).expanduser().resolve().is_relative_to(Path("data").resolve()):
-        yield ["model", "init_from"], "lies in data/, which the stages write anew; copy the folder elsewhere first"
-    elif model.init_from and (found := problem_of_folder(model)):
-        yield ["model", found[0]], found[1]
+def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """The folder of first weights is whole, of this architecture, and the one that `init_sha256` means; where a
+    training has begun from them, nobody needs it any more."""
+    model, execution = sections["model"], sections["execution"]
+    if model.init_sha256 and has_begun(model, execution, root):
+        return
+    if found := problem_of_first_weights(model, execution, root):
+        yield found
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
-    whole_rows,
-    built_in_parts,
-    initial_weights,
-)
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts)

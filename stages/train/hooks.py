@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from stages.entry import sync
 from stages.perplexity import split_loss
 from stages.tokens import TokenRows
 from stages.train.run import TrainingRun
+from stages.train.saving import Saver
 from stages.train.step import Hook, StepResult
 
 
@@ -68,9 +68,16 @@ def validation_row_ids(rows: TokenRows, tokens: int) -> np.ndarray:
 
 
 class Checkpoint(Hook):
-    """Saves at step 0, every `checkpoint_interval`, at each new best, on a signal and at the end, early or not."""
+    """Saves at step 0, every `checkpoint_interval`, at each new best, on a signal and at the end, early or not.
+
+    The training waits for copies alone; what the disk refuses is raised at the next step (saving.py).
+    """
+
+    saver: Saver | None = None  # of the first rank
 
     def start(self, run: TrainingRun) -> None:
+        if run.ranks.first:
+            self.saver = Saver(run.optimizers.kinds.values())
         if run.state.step == 0:
             self.save(run)
 
@@ -79,13 +86,20 @@ class Checkpoint(Hook):
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         step = run.state.step
+        if self.saver is not None:
+            self.saver.check()
         if self.needs(run, step) or run.state.best_step == step or result.stopping or run.finished:
             self.save(run)
+        if result.stopping or run.finished:  # a rank that ends has torchrun end the others
+            if self.saver is not None:
+                self.saver.wait()
+            run.ranks.barrier()
 
     def save(self, run: TrainingRun) -> None:
-        if run.ranks.first:
-            for name in ("loss.csv", "training.log"):
-                sync(run.folder / name)
+        if self.saver is not None:
             with run.published_weights():
-                run.checkpoints.save(run.state, run.model, run.optimizers, run.config, run.components)
-        run.ranks.barrier()
+                run.checkpoints.save(self.saver, run.state, run.model, run.optimizers, run.config, run.components)
+
+    def close(self, run: TrainingRun) -> None:
+        if self.saver is not None:
+            self.saver.close()

@@ -1,4 +1,4 @@
-"""First weights from a Hugging Face folder, `model.init_from`, instead of random ones.
+"""First weights from a Hugging Face folder, `execution.init_from`, instead of random ones.
 
 The params must describe the very architecture of the folder, so that a run's params always say what was
 trained; stages/first_weights.py compares them. An embedding may have more rows than the tokenizer has ids, as
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from model.decoder import Decoder
-from stages.entry import file_sha256
+from stages.entry import Job, file_sha256
 from stages.errors import BadInput
 from stages.first_weights import (
     AGAIN,
     OWN_TYPE,
     architecture_in,
     own_size,
-    problem_of_folder,
+    problem_of_first_weights,
     read_object,
     tokenizer_problem,
     vocabulary_in,
@@ -32,24 +32,24 @@ PREFIX = "decoder."  # of the tensors in an export with our own code
 TOKENIZER = "data/tokenizer/tokenizer.json"
 
 
-def load_initial_weights(model: Decoder, root: Path, tokenizer_sha256: str) -> None:
+def load_initial_weights(model: Decoder, job: Job, tokenizer_sha256: str) -> None:
     """Fills the decoder.
 
     Args:
-        root: the workspace, which holds the tokenizer. tokenizer_sha256: of the one of the packed data.
+        job: its workspace holds the tokenizer. tokenizer_sha256: of the one of the packed data.
 
     Raises:
         BadInput: the folder is damaged, or of other weights, architecture, vocabulary or tokenizer.
     """
-    if found := problem_of_folder(model.config):
-        raise BadInput(f"params.yaml: model.{found[0]}: {found[1]}")
-    folder = Path(model.config.init_from).expanduser()
+    if found := problem_of_first_weights(model.config, job.execution, job.root):
+        raise BadInput(f"params.yaml: {'.'.join(found[0])}: {found[1]}")
+    folder = job.execution.init_folder(job.root)
     try:
         settings = read_object(folder / "config.json")
-        check_vocabulary(settings, folder, model.vocab_size, root / TOKENIZER, tokenizer_sha256)
+        check_vocabulary(settings, folder, model.vocab_size, job.root / TOKENIZER, tokenizer_sha256)
         model.load_state_dict(tensors_of(settings, folder, model))
     except BadInput as error:
-        raise BadInput(f"params.yaml: model.init_from: {folder}: {error}") from None
+        raise BadInput(f"params.yaml: execution.init_from: {folder}: {error}") from None
 
 
 def check_vocabulary(settings: dict[str, Any], folder: Path, vocab_size: int, ours: Path, sha256: str) -> None:

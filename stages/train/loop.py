@@ -28,6 +28,7 @@ from stages.entry import signals
 from stages.errors import Failed, Stopped
 from stages.train.batches import Batches, StepBatches, to_device
 from stages.train.objective import autocast
+from stages.train.own_parts import without_gradient
 from stages.train.run import TrainingRun
 from stages.train.schedule import lr_multiplier
 from stages.train.step import Hook, Launched, StepResult
@@ -79,7 +80,9 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     waited = time.perf_counter() - started
     nats = accumulate_gradients(run, step_batches, step)
     run.ranks.sum_(nats)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    parameters = list(run.model.parameters())
+    if any(parameter.grad is None for parameter in parameters):
+        raise without_gradient(run.model)
     clip = run.params.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])

@@ -22,10 +22,11 @@ class CausalObjective(nn.Module):
         self.model, self.z_loss = model, z_loss
 
     def forward(
-        self, inputs_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, inputs_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor,
+        n_documents: int | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What is minimised, and its part that is cross-entropy."""
-        context = self.model.context(inputs_BT, segments_BT, positions_BT)
+        context = self.model.context(inputs_BT, segments_BT, positions_BT, n_documents)
         total, nats = self.of_hidden(self.model.hidden(inputs_BT, context), labels_BT)
         for loss in context.losses:
             total = total + loss

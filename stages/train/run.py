@@ -28,6 +28,7 @@ from stages.train.initial import load_initial_weights
 from stages.train.objective import OBJECTIVES, autocast, compile_parts
 from stages.train.optimizers import Optimizers
 from stages.train.own import own_objective
+from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.state import Checkpoints, Component, TrainState
@@ -97,24 +98,24 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
-        "model": described(model_config),
+        "model": plain(model_config),
         "vocab_size": train_rows.vocab_size,
         "context_length": train_rows.context_length,
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
-    model = new_model(model_config, params, train_rows, job, ranks)
+    identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
+    checkpoints = Checkpoints(folder, identity, job.execution.keep_checkpoints)
+    newest = checkpoints.newest()
+    model = new_model(model_config, params, train_rows, job, ranks, resumes=newest is not None)
     if ranks.first:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {summary(model_config, parameters)}")
     optimizers = Optimizers(model, params)
-    identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
-    checkpoints = Checkpoints(folder, identity)
     state = TrainState()
     components: dict[str, Component] = {}
     if params.ema_decay:
         components[WEIGHTS_BESIDE] = WeightAverage(model, params.ema_decay)
-    newest = checkpoints.newest()
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
@@ -139,42 +140,39 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     )  # fmt: skip
 
 
-def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, job: Job, ranks: Ranks) -> Decoder:
-    """The decoder with its first weights, drawn or read from `init_from`, on the device.
+def new_model(
+    config: ModelConfig, params: TrainParams, rows: TokenRows, job: Job, ranks: Ranks, resumes: bool
+) -> Decoder:
+    """The decoder on the device, with its first weights, drawn or read, unless a checkpoint will bring others.
 
     Raises:
-        BadInput: `init_from` does not fit, or the attention backend cannot do what is asked.
+        BadInput: a class of one's own does not work, the first weights do not fit, or the attention backend cannot
+            do what is asked.
     """
-    model = Decoder(config, rows.vocab_size, rows.context_length)
-    if config.init_from:
-        load_initial_weights(model, job.root, rows.index["tokenizer_sha256"])
-    else:
+    try:
+        model = Decoder(config, rows.vocab_size, rows.context_length)
+    except ValueError as error:
+        raise BadInput(f"params.yaml: model.{error}") from error
+    if config.init_sha256 and not resumes:
+        load_initial_weights(model, job, rows.index["tokenizer_sha256"])
+    elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)
     model.attention_backend = job.execution.attention_backend
-    try:
-        with autocast(ranks.device, params.precision):
-            model.context(
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-            )
-    except ValueError as error:
-        raise BadInput(f"params.yaml: execution.{error}") from None
+    row = torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device)
+    with autocast(ranks.device, params.precision):
+        try:
+            context = model.context(row, row)
+        except ValueError as error:
+            raise BadInput(f"params.yaml: execution.{error}") from None
+        try_own_parts(model, row, context)
     return model
-
-
-def described(config: ModelConfig) -> dict[str, Any]:
-    """The architecture as later stages read it: without the path of first weights, which their sha256 identifies."""
-    return {key: value for key, value in plain(config).items() if key != "init_from"}
 
 
 def run_key(job: Job) -> str:
     """Names the run in MLflow and in checkpoints, equally for equal work: params and data, and no path."""
     indices = [(job.root / "data" / "pack" / name / "index.json").read_text() for name in ("train", "validation")]
-    sections = {
-        name: described(section) if isinstance(section, ModelConfig) else plain(section)
-        for name, section in sorted(job.sections.items())
-    }
+    sections = {name: plain(section) for name, section in sorted(job.sections.items())}
     fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
     code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
     return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]

@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from stages.checkpoint import problem_of, read_json, save_checkpoint
+from stages.checkpoint import is_complete, partial_of, problem_of, read_json, save_checkpoint
+from stages.entry import sync
 from stages.progress import say
 from stages.train.optimizers import Optimizers
+from stages.train.saving import Saver, Tensors
 
 LOSS_SMOOTHING = 0.98
 RECENT_LOSSES = 33
+LOGS = ("loss.csv", "training.log")
 
 
 @dataclasses.dataclass
@@ -93,25 +96,43 @@ class Component(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run in its scratch folder: the newest, and the one of the best step."""
+    """The checkpoints of one run in its scratch folder: the `keep` newest, and the one of the best step."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 1):
+        self.folder, self.identity, self.keep = folder, identity, keep
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def save(
-        self, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
+        self, saver: Saver, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
         extra: Mapping[str, Component],
     ) -> None:  # fmt: skip
-        """Saves the present step, then removes what is neither newest nor best."""
+        """Begins to save the present step; then what is neither new nor best goes."""
         described = {**self.identity, **dataclasses.asdict(state)}
-        tensors = {name: component.tensors() for name, component in extra.items()}
-        save_checkpoint(self.path(state.step), model.state_dict(), optimizers.tensors(), config, described, tensors)
-        for step in self.steps():
-            if step not in (state.step, state.best_step):
-                shutil.rmtree(self.path(step))
+        tensors = {"model": model.state_dict(), "optimizer": optimizers.tensors()}
+        tensors |= {name: component.tensors() for name, component in extra.items()}
+        logs = [path for name in LOGS if (path := self.folder / name).exists()]
+
+        def write(copies: Tensors) -> None:
+            for path in logs:  # a checkpoint is never newer than the lines of its steps
+                sync(path)
+            files = dict(copies)
+            folder = self.path(described["step"])
+            try:
+                save_checkpoint(folder, files.pop("model"), files.pop("optimizer"), config, described, files)
+            except OSError:
+                shutil.rmtree(partial_of(folder), ignore_errors=True)
+                raise
+            self.remove_old(keeping={described["step"], described["best_step"]})
+
+        saver.save(tensors, write)
+
+    def remove_old(self, keeping: Set[int]) -> None:
+        """Removes all checkpoints but those of `keeping` and the newest whole ones, `keep` of them."""
+        whole = [step for step in self.steps() if is_complete(self.path(step))]
+        for step in set(self.steps()) - keeping - set(whole[-self.keep :]):
+            shutil.rmtree(self.path(step))
 
     def steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????"))

@@ -7,6 +7,7 @@ with the path of a JSON file that holds the job.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from stages.entry import Job, die_with_parent, plain, signals, write_json
+from stages.entry import Job, die_with_parent, file_problem, plain, signals, write_json
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.train.params import TrainParams
@@ -114,12 +115,26 @@ def main(path: Path) -> int:
     try:
         work(job, model, train, folder, launched="RANK" in os.environ)
     except (BadInput, Failed) as error:
-        if os.environ.get("RANK", "0") == "0":
-            write_json(folder / OUTCOME, {"bad_input": isinstance(error, BadInput), "message": str(error)})
+        tell_outcome(folder, isinstance(error, BadInput), str(error))
         return 1
     except Stopped:
         return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC and error.filename is None:
+            raise  # says too little without its traceback
+        tell_outcome(folder, False, file_problem(error, job.execution.scratch))
+        return 1
     return 0
+
+
+def tell_outcome(folder: Path, bad_input: bool, message: str) -> None:
+    """Leaves why the training ended to the process that launched it; on a full disk at least in words."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        write_json(folder / OUTCOME, {"bad_input": bad_input, "message": message})
+    except OSError:
+        print(f"millrace: train: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -262,7 +262,6 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_never_appear():
         ({"rope_theta": 1.0}, "must be more than 1"),
         ({"post_norm": True, "residual_init": "zero"}, "blows its gradient up"),
         ({"dropout": 1.0}, "less than 1"),
-        ({"init_from": "x"}, "init_from needs init_sha256"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
     ],
 )

@@ -93,7 +93,7 @@ class Curves(Hook):
     def close(self, run: TrainingRun) -> None:
         if hasattr(self, "path"):
             self.write(run, live=False)
-            self.tracked.artifact(self.path)
+            self.tracked.artifact(self.path, "monitor")
 
 
 def thinned(values: np.ndarray, most: int = MOST_POINTS) -> list[list[float | None]]:

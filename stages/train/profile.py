@@ -28,8 +28,6 @@ SHOWN = 10
 class Profile(Hook):
     """Comes first, so that validations and checkpoints behind the last traced step are not in the trace."""
 
-    every_rank = False
-
     def __init__(self, tracked: Run):
         self.tracked = tracked
         self.profiler: torch.profiler.profile | None = None
@@ -42,7 +40,7 @@ class Profile(Hook):
         return bool(run.execution.profile) and step in (self.first, self.last)
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
-        if not self.needs(run, run.state.step):
+        if not run.ranks.first or not self.needs(run, run.state.step):
             return
         if run.state.step == self.first:
             activities = [torch.profiler.ProfilerActivity.CPU]

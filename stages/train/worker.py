@@ -23,25 +23,21 @@ from stages.train.params import TrainParams
 OUTCOME = "outcome.json"
 
 if TYPE_CHECKING:
+    from stages.tracking import Run
+    from stages.train.journal import Journal
     from stages.train.run import TrainingRun
+    from stages.train.step import Hook
+    from stages.train.timing import Timing
 
 
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
     from stages.tracking import Run, open_run
-    from stages.train.curves import Curves
-    from stages.train.hooks import Checkpoint, Validation
     from stages.train.journal import Journal
-    from stages.train.log import Log
     from stages.train.loop import train as loop
     from stages.train.memory import out_of_memory_explained
-    from stages.train.own import own_hooks
-    from stages.train.profile import Profile
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.run import build_run, run_key
-    from stages.train.samples import Samples
-    from stages.train.spikes import Spikes
-    from stages.train.step import Hook
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
@@ -53,12 +49,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
             tracked = Run({})
             if ranks.first:
                 tracked = stack.enter_context(open_run(job, run_key(job), sections))
-            journal = Journal(folder / "training.log")
-            # the same on every rank, since all of them wait where a hook needs results
-            hooks: list[Hook] = [
-                Profile(tracked), Validation(), *own_hooks(train.hooks), Log(journal, tracked, timing),
-                Spikes(journal), Samples(journal), Curves(tracked, timing), Checkpoint(),
-            ]  # fmt: skip
+            hooks = make_hooks(train, Journal(folder / "training.log"), tracked, timing)
             with out_of_memory_explained(run):
                 loop(run, hooks)
             if ranks.first:
@@ -69,9 +60,32 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 write_json(folder / "metrics.json", metrics)
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
-                tracked.artifact(folder / "monitor")
+                for path in (folder / "monitor").glob("*.jsonl"):
+                    tracked.artifact(path, "monitor")
     finally:
         leave_ranks()
+
+
+def make_hooks(train: TrainParams, journal: Journal, tracked: Run, timing: Timing) -> list[Hook]:
+    """What happens beside the loop, in this order; the same on all ranks, which wait together where one needs results."""
+    from stages.train.curves import Curves
+    from stages.train.hooks import Checkpoint, Validation
+    from stages.train.log import Log
+    from stages.train.own import own_hooks
+    from stages.train.profile import Profile
+    from stages.train.samples import Samples
+    from stages.train.spikes import Spikes
+
+    return [
+        Profile(tracked),
+        Validation(),
+        *own_hooks(train.hooks),
+        Log(journal, tracked, timing),
+        Spikes(journal),
+        Samples(journal),
+        Curves(tracked, timing),
+        Checkpoint(),
+    ]
 
 
 def final_metrics(run: TrainingRun) -> dict[str, float | int | None]:

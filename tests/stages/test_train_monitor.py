@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +13,15 @@ import pytest
 import torch
 
 from stages.errors import Failed
+from stages.tracking import Run
 from stages.train.curves import thinned
+from stages.train.journal import Journal
+from stages.train.loop import must_wait
 from stages.train.memory import advice, out_of_memory_explained
 from stages.train.peaks import COLUMN, PEAKS, peak_flops
+from stages.train.state import TrainState
+from stages.train.timing import Timing
+from stages.train.worker import make_hooks
 from tests.stages.test_train import EXECUTION, TRAIN, run_in
 
 LINE = re.compile(
@@ -128,3 +137,42 @@ def test_full_memory_names_the_param_to_lower_and_to_what():
     )
     run.micro_batch = 1
     assert "1 row already" in advice(run)
+
+
+DOM = """
+const elements = {}, element = id => elements[id] ??= {id, checked: ["raw", "smooth"].includes(id), innerHTML: ""};
+globalThis.document = {getElementById: element, querySelectorAll: () => ["raw", "smooth", "log", "tail"].map(element)};
+globalThis.localStorage = {getItem: () => "null", setItem: () => {}};
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script")
+def test_the_script_of_the_page_draws_four_charts(packed, tmp_path):
+    text = (run_in(packed) / "monitor/curves.html").read_text()
+    script = re.search(r"<script>(.+)</script>", text, re.DOTALL)[1]
+    show = """
+    for (const log of [false, true]) {
+      elements.log.checked = log; draw();
+      const charts = elements.charts.innerHTML;
+      console.log(charts.split("<svg").length - 1, charts.split("<circle").length - 1, charts.includes("NaN"));
+    }
+    console.log(elements.title.textContent);
+    """
+    (tmp_path / "page.js").write_text(DOM + script + show)
+    shown = subprocess.run(["node", tmp_path / "page.js"], capture_output=True, text=True)
+    assert shown.stdout.splitlines() == ["4 4 false", "4 4 false", "step 12 of 12, 1,414 tokens (ended)"], shown.stderr
+
+
+def test_all_ranks_wait_for_results_at_the_same_steps():
+    """Each wait is a sum over the ranks: where one waits alone, the sums of different steps would be paired."""
+    execution = EXECUTION.model_copy(update={"log_interval": 7, "checkpoint_interval": 9, "profile": 4})
+
+    def waits(rank: int) -> list[int]:
+        ranks = SimpleNamespace(rank=rank, world=2, device="cuda:0", first=rank == 0)
+        run = SimpleNamespace(ranks=ranks, params=TRAIN, execution=execution, state=TrainState())
+        hooks = make_hooks(TRAIN, Journal(Path("training.log")), Run({}), Timing())
+        hooks[0].start(run)  # the profile counts from the first step of the process
+        return [step for step in range(1, 60) if must_wait(run, hooks, step, 0)]
+
+    assert waits(0) == waits(1)
+    assert {4, 6, 7, 8, 9} <= set(waits(0)) and 11 not in waits(0)

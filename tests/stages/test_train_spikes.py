@@ -9,9 +9,10 @@ import pytest
 
 from stages.errors import Failed
 from stages.tokens import TokenRows, data_order
-from stages.train.spikes import height
+from stages.train import stage
+from stages.train.spikes import Spikes, height
 from tests.stages.conftest import CONTEXT
-from tests.stages.test_train import EXECUTION, TRAIN, job_in, run_in
+from tests.stages.test_train import EXECUTION, MODEL, TRAIN, job_in, run_in
 
 # Any loss above the median counts, so that some steps of a short run do.
 EASILY = EXECUTION.model_copy(update={"spike_threshold": 1e-9})
@@ -55,13 +56,21 @@ def test_a_spike_names_its_step_its_rows_and_their_documents(packed):
     per_step = TRAIN.batch_tokens // CONTEXT
     order = data_order(rows.n_rows, TRAIN.seed, (record["step"] - 1) * per_step, per_step).tolist()
     assert record["rows"] == order
-    assert set(record["documents"]) == {f"d-{number}" for row in order for number in rows.origins(row)[0]}
+    documents = record["documents"]
+    assert {document["id"] for document in documents} == {
+        f"d-{number}" for row in order for number in rows.origins(row)[0]
+    }
+    assert sum(document["labels"] for document in documents) == rows.n_labels(np.array(order))
+    assert [document["loss"] for document in documents] == sorted((d["loss"] for d in documents), reverse=True)
+    mean = sum(document["loss"] * document["labels"] for document in documents) / rows.n_labels(np.array(order))
+    assert mean == pytest.approx(record["loss"], abs=1e-3)  # the rate is so small that the weights are the same
     line = f"step {record['step']} SPIKE of {record['deviations']:.1f} deviations"
     assert line in (out / "training.log").read_text()
 
 
 def test_without_ids_the_numbers_of_the_documents_are_told(packed):
-    assert all(isinstance(number, int) for number in spikes(run_in(packed, TRAIN_LONGER, EASILY))[0]["documents"])
+    documents = spikes(run_in(packed, TRAIN_LONGER, EASILY))[0]["documents"]
+    assert all(isinstance(document["id"], int) for document in documents)
 
 
 def test_steps_that_are_not_finite_name_their_documents(packed):
@@ -81,3 +90,20 @@ def test_the_detector_changes_no_bit_and_can_be_switched_off(packed, tmp_path_fa
     without = run_in(packed, TRAIN_LONGER, EXECUTION.model_copy(update=off))
     assert not spikes(without)
     assert {name: (without / name).read_bytes() for name in bytes_of} == bytes_of
+
+
+def test_an_interrupted_run_tells_the_same_spikes_once(packed, tmp_path_factory, monkeypatch):
+    whole = (run_in(packed, TRAIN_LONGER, EASILY) / "monitor/spikes.jsonl").read_text()
+    job = job_in(packed, TRAIN_LONGER, EASILY.model_copy(update={"scratch": str(tmp_path_factory.mktemp("scratch"))}))
+    real = Spikes.after_step
+
+    def fail(hook, run, result):
+        real(hook, run, result)
+        if run.state.step == 23:  # after the checkpoint of step 20
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Spikes, "after_step", fail)
+    with job.scratch() as folder, pytest.raises(KeyboardInterrupt):
+        stage.train_in(job, MODEL, TRAIN_LONGER, folder)
+    monkeypatch.setattr(Spikes, "after_step", real)
+    assert (run_in(packed, TRAIN_LONGER, job.execution) / "monitor/spikes.jsonl").read_text() == whole

@@ -67,7 +67,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
 
 
 def make_hooks(train: TrainParams, journal: Journal, tracked: Run, timing: Timing) -> list[Hook]:
-    """What happens beside the loop, in this order; the same on all ranks, which wait together where one needs results."""
+    """What happens beside the loop, in this order; the same on all ranks, which wait together where one needs it."""
     from stages.train.curves import Curves
     from stages.train.hooks import Checkpoint, Validation
     from stages.train.log import Log

@@ -14,6 +14,7 @@ import click
 
 from pipeline import environment
 from pipeline.data import data
+from pipeline.report import report
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -41,6 +42,7 @@ def cli() -> None:
       millrace run                           the whole pipeline, or what changed of it
       dvc metrics show                       what came out
       millrace data stats                    what the corpus is made of; `data --help` for more
+      millrace report --watch                how a training is doing, and where its live curves are
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
 
@@ -137,6 +139,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(data)
+cli.add_command(report)
 
 
 @cli.group()

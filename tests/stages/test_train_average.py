@@ -14,6 +14,7 @@ from stages.train import stage
 from stages.train.average import WeightAverage, decay_at
 from stages.train.hooks import Checkpoint
 from tests.stages.test_train import EXECUTION, MODEL, TRAIN, job_in, losses, run_in, weights
+from tests.stages.test_train_samples import write_tokenizer
 
 AVERAGED = TRAIN.model_copy(update={"ema_decay": 0.9, "lr": 0.01, "validation_tokens": 1 << 20})
 RUNNING = TRAIN.model_copy(update={"lr": 0.01, "validation_tokens": 1 << 20})
@@ -87,3 +88,23 @@ def test_interrupted_it_ends_with_the_same_bytes(packed, tmp_path_factory, monke
     monkeypatch.setattr(Checkpoint, "save", saved)
     resumed = run_in(packed, AVERAGED, job.execution)
     assert {name: (resumed / name).read_bytes() for name in names} == expected
+
+
+def test_several_ranks_average_stop_early_and_tell_the_same(packed, tmp_path_factory):
+    """Everything on: a hook that acted on one rank alone would leave the others waiting."""
+    write_tokenizer(packed)
+    train = AVERAGED.model_copy(update={"max_steps": 40, "lr": 1e-6, "muon_lr": 1e-6, "patience": 5, "min_delta": 0.5})
+    told = []
+    for n_processes in (1, 2):
+        scratch = str(tmp_path_factory.mktemp("scratch"))
+        everything = {"sample_prompts": ["w5"], "sample_tokens": 3, "spike_threshold": 1e-9, "profile": 2}
+        execution = EXECUTION.model_copy(update={**everything, "n_processes": n_processes, "scratch": scratch})
+        out = run_in(packed, train, execution)
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["steps"] == 20
+        spikes = [json.loads(line) for line in (out / "monitor/spikes.jsonl").read_text().splitlines()]
+        told.append((weights(out), metrics, [(spike["step"], spike["rows"]) for spike in spikes]))
+    (alone, metrics, spikes), (together, same_metrics, same_spikes) = told
+    assert all(torch.allclose(tensor, together[name], atol=1e-5) for name, tensor in alone.items())
+    assert same_metrics["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-4)
+    assert spikes == same_spikes

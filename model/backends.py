@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.context import Mask, Places, Reach, visible
-from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed
+from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed, register_flash4
 from model.flex import attend_flex, block_mask
 
 NAMES = ("sdpa", "flex", "varlen", "fa4")
@@ -132,6 +132,8 @@ def choose(case: Case, wanted: str = "auto") -> str:
 def make_mask(backend: str, places: Places, reach: Reach, causal: bool, n_documents: int | None = None) -> Mask:
     """The mask of a forward pass without a cache, in the form of the backend. `n_documents` of all rows, if known."""
     plain = places.segments is None and not reach.window
+    if backend == "fa4":
+        register_flash4()
     if backend == "sdpa":
         form: object = None if plain else visible(places, places, reach, causal)
     elif backend == "flex":

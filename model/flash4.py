@@ -86,12 +86,12 @@ def attend_flash4(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask, sc
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q_BHTD, k_BKTD, v_BKTD))
     window, sinks = mask.reach
     if mask.form is None:
-        y_BTHD, _ = _operator()(q, k, v, scale, mask.causal, window, 0, None, None, None, 0)
+        y_BTHD, _ = torch.ops.millrace.flash4(q, k, v, scale, mask.causal, window, 0, None, None, None, 0)
         return y_BTHD.transpose(1, 2)
     assert isinstance(mask.form, Bounds)
     offsets, starts, documents, longest = mask.form
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    y, _ = _operator()(q, k, v, scale, mask.causal, window, sinks, offsets, starts, documents, longest)
+    y, _ = torch.ops.millrace.flash4(q, k, v, scale, mask.causal, window, sinks, offsets, starts, documents, longest)
     return y.unflatten(0, (B, T)).transpose(1, 2)
 
 
@@ -109,8 +109,12 @@ def head_groups(q: Tensor, k: Tensor, window: int) -> list[tuple[slice, slice]]:
 
 
 @functools.cache
-def _operator() -> Any:
-    """flash-attn-4 with sinks as an operator of torch, so that torch.compile neither breaks nor looks inside."""
+def register_flash4() -> None:
+    """Makes flash-attn-4 with sinks the operator `millrace::flash4`, which torch.compile takes as it is.
+
+    Called where masks are made, outside what is compiled: asked for from within, it broke every block in two, and
+    the copies between them cost more than the attention.
+    """
     interface = importlib.import_module("flash_attn.cute.interface")
 
     def common(causal: bool, window: int, offsets: Tensor | None, longest: int) -> dict[str, Any]:
@@ -185,4 +189,3 @@ def _operator() -> Any:
         return dq, dk, dv, *[None] * 8
 
     forward.register_autograd(gradients, setup_context=save)
-    return forward

@@ -23,6 +23,9 @@ class Execution(Section):
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_[1-9][0-9]*)$")] = "none"
+    loss_chunk_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"
     init_from: str = ""
     scratch: str = ""

@@ -11,6 +11,7 @@ import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,12 +90,16 @@ class Batches:
 
 def tensors_of(batch: Batch, pinned: bool) -> MicroBatch:
     """The arrays of a batch as tensors, in memory that a GPU copies from by itself if `pinned`."""
-    arrays = (batch.inputs, batch.labels, batch.segments, batch.positions)
-    tensors = [torch.from_numpy(array) for array in arrays]
-    n_documents = count_documents(tensors[2])
-    return MicroBatch(*(tensor.pin_memory() if pinned else tensor for tensor in tensors), n_documents)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
+
+    segments = tensor(batch.segments)
+    return MicroBatch(
+        tensor(batch.inputs), tensor(batch.labels), segments, tensor(batch.positions), count_documents(segments)
+    )
 
 
 def to_device(batch: MicroBatch, device: str) -> MicroBatch:
-    *tensors, n_documents = batch
-    return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), n_documents)
+    inputs, labels, segments, positions = (tensor.to(device, non_blocking=True) for tensor in batch[:4])
+    return MicroBatch(inputs, labels, segments, positions, batch.n_documents)

@@ -26,10 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages.entry import signals
 from stages.errors import Failed, Stopped
-from stages.train.batches import Batches, StepBatches, to_device
-from stages.train.objective import autocast
+from stages.train.batches import Batches, StepBatches
 from stages.train.own_parts import without_gradient
 from stages.train.run import TrainingRun
+from stages.train.scaler import HALVINGS
 from stages.train.schedule import lr_multiplier
 from stages.train.step import Hook, Launched, StepResult
 from stages.train.timing import WARM_UP_STEPS
@@ -83,6 +83,8 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     parameters = list(run.model.parameters())
     if any(parameter.grad is None for parameter in parameters):
         raise without_gradient(run.model)
+    if run.scaler:
+        run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
     clip = run.params.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
@@ -91,7 +93,9 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     run.optimizers.step(multiplier, finite)
     if run.average is not None:
         run.average.update(step, finite)
-    run.optimizers.zero_grad()
+    run.optimizers.zero_grad(set_to_none=not run.keeps_gradients)
+    if run.scaler:
+        run.scaler.update(finite)
     for experts in run.experts:
         run.ranks.sum_(experts.counts)
         experts.end_step(finite)
@@ -112,7 +116,7 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
         )  # fmt: skip
         for hook in hooks:
             hook.after_step(run, result)
-        if run.state.consecutive_skipped >= run.params.max_skipped_steps:
+        if run.state.consecutive_skipped >= run.params.max_skipped_steps + (HALVINGS if run.scaler else 0):
             raise Failed(diverged(run))
     if stopping and not run.finished:
         raise Stopped(f"a signal after step {run.state.step}")
@@ -125,16 +129,16 @@ def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> T
     communicates.
     """
     nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    factor: float | Tensor = run.ranks.world / batches.n_labels
+    if run.scaler:
+        factor = run.scaler.factor * factor
     if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
         torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
         last = i == len(batches.micro_batches) - 1
         silent = isinstance(run.objective, DistributedDataParallel) and not last
         with run.objective.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
-            with autocast(run.ranks.device, run.params.precision):
-                loss, cross_entropy = run.objective(*to_device(batch, run.ranks.device))
-            (loss * (run.ranks.world / batches.n_labels)).backward()
-        nats += cross_entropy.detach()
+            nats += run.micro_step(batch, factor)
     return nats
 
 

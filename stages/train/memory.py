@@ -50,7 +50,10 @@ def advice(run: TrainingRun) -> str:
     rows = run.micro_batch
     if rows > 1:
         return f"set execution.micro_batch to {rows // 2} (it is {rows} rows; the global batch stays)"
-    return "execution.micro_batch is 1 row already: take a smaller model, a shorter pack.context_length, or more memory"
+    if run.execution.activation_checkpointing != "full":
+        now = run.execution.activation_checkpointing
+        return f"execution.micro_batch is 1 row already: set execution.activation_checkpointing to full (it is {now})"
+    return "one row alone is too much: shorten pack.context_length, take a smaller model or a larger GPU"
 
 
 def snapshot(run: TrainingRun) -> str:

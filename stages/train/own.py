@@ -3,9 +3,10 @@
     train.hooks: [stages.train.norms.WeightNorms]        a stages.train.step.Hook, made as WeightNorms()
     train.objective: stages.train.focal.FocalLoss        a torch module, made as FocalLoss(model, train)
 
-An objective is called as `objective(inputs, labels, segments, positions)`, each int64 [rows, slots], and returns
-two sums over the labels: what is minimised, and its part that is cross-entropy in nats. Its attribute
-`model` is the decoder. The file stands below stages/train/, where the fingerprint sees it: an edit retrains.
+An objective is called as `objective(inputs, labels, segments, positions, n_documents)`, four times int64 [rows,
+slots] and the number of documents in these rows, and returns two sums over the labels: what is minimised, and
+its part that is cross-entropy in nats. Its attribute `model` is the decoder. The file stands below
+stages/train/, where the fingerprint sees it: an edit retrains.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model.config import ModelConfig
 from model.decoder import Decoder
@@ -25,17 +24,17 @@ from stages.progress import say
 from stages.tokens import TokenRows
 from stages.train.average import WeightAverage
 from stages.train.initial import load_initial_weights
-from stages.train.objective import OBJECTIVES, autocast, compile_parts
+from stages.train.micro_step import GraphedMicroStep, MicroStep
+from stages.train.objective import autocast
 from stages.train.optimizers import Optimizers
-from stages.train.own import own_objective
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
+from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
+from stages.train.scaler import LossScaler
 from stages.train.state import Checkpoints, Component, TrainState
 
 WEIGHTS_BESIDE = "raw"  # the component of checkpoints that holds the weights behind the average
-# Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 
 @dataclasses.dataclass
@@ -45,7 +44,7 @@ class TrainingRun:
     Attributes:
         model: the bare decoder; `objective` wraps it for compile and for DDP.
         config: config.json of its checkpoints.
-        micro_batch: rows per forward pass.
+        micro_batch: rows per forward pass; `micro_step` is that pass and the backward one.
         components: what else has tensors that outlive a step, by the name of its file in checkpoints.
     """
 
@@ -63,6 +62,8 @@ class TrainingRun:
     state: TrainState
     rows_per_step: int
     micro_batch: int
+    micro_step: MicroStep
+    scaler: LossScaler | None
     components: dict[str, Component]
 
     @functools.cached_property
@@ -89,12 +90,17 @@ class TrainingRun:
         return self.state.step >= self.params.max_steps or self.stopped_early
 
     @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
+        return isinstance(self.micro_step, GraphedMicroStep)
+
+    @property
     def execution(self) -> Execution:
         return self.job.execution
 
 
 def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: Ranks, folder: Path) -> TrainingRun:
-    """Data, model, optimizers; then what a checkpoint in `folder` restores; then compile and DDP."""
+    """Data, model, optimizers; then what a checkpoint in `folder` restores."""
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
@@ -111,32 +117,22 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     if ranks.first:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {summary(model_config, parameters)}")
-    optimizers = Optimizers(model, params)
+    objective = prepare(model, params, job.execution, ranks)
+    optimizers = Optimizers(model, params, wants_compile(job.execution, ranks))
     state = TrainState()
-    components: dict[str, Component] = {}
+    scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
+    components: dict[str, Component] = {"scaler": scaler} if scaler else {}
     if params.ema_decay:
         components[WEIGHTS_BESIDE] = WeightAverage(model, params.ema_decay)
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
-    bare: nn.Module
-    if params.objective in OBJECTIVES:
-        bare = OBJECTIVES[params.objective](model, params.z_loss)
-    else:
-        bare = own_objective(params.objective, model, params)
-    objective: nn.Module = bare
-    if wants_compile(job.execution, ranks):
-        compile_parts(bare)
-    if ranks.world > 1:
-        on_gpu = ranks.device.startswith("cuda")
-        objective = DistributedDataParallel(
-            objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False
-        )
     micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
+    step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
-        state, rows_per_step, micro_batch, components,
+        state, rows_per_step, micro_batch, step, scaler, components,
     )  # fmt: skip
 
 
@@ -176,17 +172,3 @@ def run_key(job: Job) -> str:
     fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
     code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
     return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def wants_compile(execution: Execution, ranks: Ranks) -> bool:
-    """Whether to compile. `auto` does so on GPUs: on CPUs eager steps with small micro-batches are as fast."""
-    return ranks.device.startswith("cuda") if execution.compile == "auto" else execution.compile
-
-
-def micro_batch_rows(execution: Execution, ranks: Ranks, rows_per_step: int, context_length: int) -> int:
-    """Rows per forward pass: as asked, else the divisor of a rank's rows that comes nearest to a good size."""
-    if execution.micro_batch != "auto":
-        return execution.micro_batch
-    rows = max(1, rows_per_step // ranks.world)
-    most = max(1, MICRO_BATCH_TOKENS[torch.device(ranks.device).type] // context_length)
-    return max(divisor for divisor in range(1, min(rows, most) + 1) if rows % divisor == 0)

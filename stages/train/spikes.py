@@ -48,9 +48,10 @@ class Spikes(Hook):
             keep_lines(self.path, run.state.step, lambda line: str(json.loads(line)["step"]))
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
-        deviations = height(run.state.recent_losses)
-        threshold = run.execution.spike_threshold
-        if not threshold or not (result.skipped or deviations > threshold):
+        deviations = 0.0 if result.skipped else height(run.state.recent_losses)
+        overflow = run.scaler is not None and math.isfinite(result.loss)  # by which fp16 finds its factor
+        broken = result.skipped and not overflow
+        if not run.execution.spike_threshold or not (broken or deviations > run.execution.spike_threshold):
             return
         step = run.state.step
         rows = rows_of_step(run, step)

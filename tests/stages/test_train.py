@@ -26,7 +26,8 @@ from stages.execution import Execution
 from stages.perplexity import document_losses
 from stages.tokens import TokenRows
 from stages.train import stage
-from stages.train.optimizers import Muon, Optimizers, orthogonalise
+from stages.train.muon import Muon, orthogonalise
+from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
 from stages.train.schedule import lr_multiplier
 from stages.train.timing import Timing

@@ -136,7 +136,9 @@ def test_full_memory_names_the_param_to_lower_and_to_what():
         "free; set execution.micro_batch to 16 (it is 32 rows; the global batch stays)"
     )
     run.micro_batch = 1
-    assert "1 row already" in advice(run)
+    assert advice(run).endswith("1 row already: set execution.activation_checkpointing to full (it is none)")
+    run.execution = EXECUTION.model_copy(update={"activation_checkpointing": "full"})
+    assert "shorten pack.context_length" in advice(run)
 
 
 DOM = """

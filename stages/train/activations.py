@@ -1,0 +1,89 @@
+"""Activation checkpointing (Chen et al., 2016): what a block keeps for its backward pass, and what it computes again.
+
+    none        everything that is needed
+    full        the input of each block: least memory, a third more work
+    every_N     the same in every N-th block alone
+    selective   results of matrix products and attention; norms, rotations and activations are computed again,
+                which costs little (Korthikanti et al., 2022)
+
+Losses and gradients are the same in all four, with dropout too: the second pass draws what the first drew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from model.decoder import Block, Decoder
+from model.experts import Experts
+
+ATEN = torch.ops.aten
+PRODUCTS = (
+    ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default, ATEN._scaled_mm.default, ATEN._grouped_mm.default,
+    ATEN._scaled_dot_product_cudnn_attention.default, ATEN._scaled_dot_product_flash_attention.default,
+    ATEN._scaled_dot_product_efficient_attention.default, ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
+)  # fmt: skip
+OWN_PRODUCTS = ("millrace::", "torch_attn::")  # operators of flash-attn-4 and of varlen_attn
+
+
+def checkpoint_activations(model: Decoder, kind: str) -> None:
+    """Has the blocks keep what `kind` says. To be called before they are compiled."""
+    if kind == "none":
+        return
+    every = int(kind.removeprefix("every_")) if kind.startswith("every_") else 1
+    for number, block in enumerate(model.blocks):
+        if number % every == 0:
+            assert isinstance(block, Block)
+            block.forward = _checkpointed(block, kind == "selective")  # type: ignore[method-assign]
+
+
+def _checkpointed(block: Block, selective: bool) -> Any:
+    forward = block.forward
+    contexts = functools.partial(_selective_contexts if selective else _full_contexts, block)
+
+    @functools.wraps(forward)
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and block.training):
+            return forward(*args, **kwargs)
+        return checkpoint(
+            forward, *args, use_reentrant=False, preserve_rng_state=bool(block.dropout.p), context_fn=contexts, **kwargs
+        )
+
+    return checkpointed
+
+
+def _selective_contexts(block: nn.Module) -> tuple[Any, Any]:
+    first, second = create_selective_checkpoint_contexts(_policy)
+    return first, _both(second, block)
+
+
+def _full_contexts(block: nn.Module) -> tuple[Any, Any]:
+    return contextlib.nullcontext(), _uncounted(block)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    keep = operator in PRODUCTS or str(operator).replace(".", "::").startswith(OWN_PRODUCTS)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextlib.contextmanager
+def _both(one: Any, block: nn.Module) -> Iterator[None]:
+    with one, _uncounted(block):
+        yield
+
+
+@contextlib.contextmanager
+def _uncounted(block: nn.Module) -> Iterator[None]:
+    """Experts count a choice once, not again when it is made again."""
+    experts = [module for module in block.modules() if isinstance(module, Experts)]
+    kept = [module.counts.clone() for module in experts]
+    yield
+    for module, counts in zip(experts, kept, strict=True):
+        module.counts.copy_(counts)

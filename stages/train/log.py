@@ -5,8 +5,9 @@ A line of training.log has what happened in its step and how fast the steps sinc
     step 100 tokens 409600 loss 3.2114 smooth 3.2671 lr 1.39e-02 grad_norm 0.412 tokens/s 4385
     mfu 41.2% memory 12.3 GiB waiting 0.02% eta 0:02:20 validation 3.3012 NEW BEST      (all on one line)
 
-`loss` is that of the step and `smooth` its running mean; `waiting` is the part of the time in which the
-device had no data; `mfu` is left out where the device's peak is unknown (peaks.py).
+`loss` is that of the step and `smooth` its running mean. `waiting` is the part of the time in which the
+processor waited for data; a GPU behind it may have had work. `mfu` is left out where the device's peak is
+unknown (peaks.py).
 """
 
 from __future__ import annotations

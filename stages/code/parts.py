@@ -14,6 +14,7 @@ from stages.params import ParamsFile
 from stages.portable import followed, left_behind
 
 BUILDER = "model.parts"  # whoever reaches it builds decoders
+TRAINER = "stages.train.own"  # whoever reaches it makes hooks and objectives
 DECODER = "model.decoder"
 BUILT_IN = {
     "model.norm.RMSNorm": "rmsnorm",
@@ -155,9 +156,9 @@ def stays_behind(project: Project, start: str) -> Iterator[str]:
 
 
 def reachable(project: Project, start: str, without: frozenset[str], own: Iterable[str]) -> list[str]:
-    """What `start` can reach, with the parts of users where it builds decoders."""
+    """What `start` can reach, with the parts of users where it builds decoders, and their hooks where it trains."""
     found = set(project.reachable(start, without))
-    if BUILDER in found:
-        for module in own:
+    for module in own:
+        if (BUILDER if module.startswith("model.") else TRAINER) in found:
             found |= set(project.reachable(module, without))
     return sorted(found)

@@ -36,7 +36,7 @@ from stages.train.timing import WARM_UP_STEPS
 
 
 def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
-    """Runs until `max_steps`.
+    """Runs until `max_steps`, or until `patience` ends it.
 
     Raises:
         Stopped: a signal came; the last hook has written a checkpoint.
@@ -46,19 +46,20 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
         run.train_rows, run.params.seed, run.rows_per_step, run.ranks.rank, run.ranks.world, run.micro_batch,
         run.state.step, run.ranks.device,
     )  # fmt: skip
+    acting = [hook for hook in hooks if hook.every_rank or run.ranks.first]
     try:
         with signals.wait():
-            for hook in hooks:
+            for hook in acting:
                 hook.start(run)
             first = run.state.step
-            while run.state.step < run.params.max_steps:
+            while not run.finished:
                 started = time.perf_counter()
                 launched: list[Launched] = []
                 while not launched or not must_wait(run, hooks, run.state.step + len(launched), first):
                     launched.append(launch_step(run, batches, run.state.step + len(launched)))
-                settle(run, hooks, launched, started)
+                settle(run, acting, launched, started)
     finally:
-        for hook in hooks:
+        for hook in acting:
             hook.close(run)
         batches.close()
 
@@ -90,6 +91,8 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
     run.optimizers.step(multiplier, finite)
+    if run.average is not None:
+        run.average.update(step, finite)
     run.optimizers.zero_grad(set_to_none=not run.keeps_gradients)
     if run.scaler:
         run.scaler.update(finite)
@@ -115,7 +118,7 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
             hook.after_step(run, result)
         if run.state.consecutive_skipped >= run.params.max_skipped_steps + (HALVINGS if run.scaler else 0):
             raise Failed(diverged(run))
-    if stopping and run.state.step < run.params.max_steps:
+    if stopping and not run.finished:
         raise Stopped(f"a signal after step {run.state.step}")
 
 

@@ -24,6 +24,7 @@ from stages.train.activations import checkpoint_activations
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
+from stages.train.own import own_objective
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 
@@ -49,7 +50,11 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
-    objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+    objective: nn.Module
+    if params.objective in OBJECTIVES:
+        objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+    else:
+        objective = own_objective(params.objective, model, params)
     if compiled:
         compile_parts(objective)
     if ranks.world == 1:
@@ -71,7 +76,8 @@ def micro_step(
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
     """
-    reason = no_graph(model, execution, ranks)
+    own = "." in params.objective
+    reason = "an objective of your own may wait for the device" if own else no_graph(model, execution, ranks)
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:

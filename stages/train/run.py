@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -19,6 +20,7 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
+from stages.train.average import WeightAverage
 from stages.train.initial import load_initial_weights
 from stages.train.micro_step import GraphedMicroStep, MicroStep
 from stages.train.objective import autocast
@@ -30,6 +32,8 @@ from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_co
 from stages.train.ranks import Ranks
 from stages.train.scaler import LossScaler
 from stages.train.state import Checkpoints, Component, TrainState
+
+WEIGHTS_BESIDE = "raw"  # the component of checkpoints that holds the weights behind the average
 
 
 @dataclasses.dataclass
@@ -67,6 +71,24 @@ class TrainingRun:
         return [module for module in self.model.modules() if isinstance(module, Experts)]
 
     @property
+    def average(self) -> WeightAverage | None:
+        average = self.components.get(WEIGHTS_BESIDE)
+        return average if isinstance(average, WeightAverage) else None
+
+    def published_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model has the weights that it is judged by and saved with: the average, if any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `train.patience` validations in a row were no improvement."""
+        return 0 < self.params.patience <= self.state.validations_without_improvement
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.params.max_steps or self.stopped_early
+
+    @property
     def keeps_gradients(self) -> bool:
         """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
         return isinstance(self.micro_step, GraphedMicroStep)
@@ -100,6 +122,8 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     state = TrainState()
     scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
     components: dict[str, Component] = {"scaler": scaler} if scaler else {}
+    if params.ema_decay:
+        components[WEIGHTS_BESIDE] = WeightAverage(model, params.ema_decay)
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:

@@ -1,10 +1,7 @@
 """The training loop, for every objective: next batch, loss, backward, step, then the hooks.
 
-The loss of a step is the mean over the labels of the whole global batch. Each micro-batch gives a sum
-in nats; the number of labels is summed over all ranks before the first backward, so that every
-gradient is already the global one, whatever the number of ranks and micro-batches:
-
-    gradient = sum over ranks and micro-batches of d(sum of nats) / (labels of the global batch)
+The loss of a step is the mean over the labels of the whole global batch, whatever the number of ranks and
+micro-batches (gradients.py).
 
 A step whose loss or gradient is not finite is skipped by all ranks together and counted. The device
 decides that, and the processor runs ahead of it: it waits for results only where somebody needs them
@@ -14,20 +11,16 @@ signal, of which the processors of all ranks tell each other at every step).
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from stages.entry import signals
 from stages.errors import Failed, Stopped
-from stages.train.batches import Batches, StepBatches
-from stages.train.own_parts import without_gradient
+from stages.train.batches import Batches
+from stages.train.gradients import gradient_of_step
 from stages.train.run import TrainingRun
 from stages.train.scaler import HALVINGS
 from stages.train.schedule import lr_multiplier
@@ -78,15 +71,7 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     started = time.perf_counter()
     step_batches = batches.next()
     waited = time.perf_counter() - started
-    nats = accumulate_gradients(run, step_batches, step)
-    run.ranks.sum_(nats)
-    parameters = list(run.model.parameters())
-    if any(parameter.grad is None for parameter in parameters):
-        raise without_gradient(run.model)
-    if run.scaler:
-        run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
-    clip = run.params.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    nats, grad_norm = gradient_of_step(run, step_batches, step)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
@@ -120,30 +105,6 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
             raise Failed(diverged(run))
     if stopping and not run.finished:
         raise Stopped(f"a signal after step {run.state.step}")
-
-
-def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> Tensor:
-    """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank, float64 [].
-
-    DDP averages over ranks, so the local sum is scaled up by their number. Only the last micro-batch
-    communicates.
-    """
-    nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
-    factor: float | Tensor = run.ranks.world / batches.n_labels
-    if run.scaler:
-        factor = run.scaler.factor * factor
-    if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
-        torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
-    for i, batch in enumerate(batches.micro_batches):
-        last = i == len(batches.micro_batches) - 1
-        silent = isinstance(run.objective, DistributedDataParallel) and not last
-        with run.objective.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
-            nats += run.micro_step(batch, factor)
-    return nats
-
-
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:7], "big")
 
 
 def diverged(run: TrainingRun) -> str:

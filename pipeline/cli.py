@@ -13,8 +13,10 @@ from pathlib import Path
 import click
 
 from pipeline import environment
+from pipeline.checkpoints import checkpoints
 from pipeline.data import data
 from pipeline.report import report
+from pipeline.resume import resume
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -139,6 +141,8 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(data)
+cli.add_command(checkpoints)
+cli.add_command(resume)
 cli.add_command(report)
 
 

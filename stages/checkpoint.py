@@ -5,6 +5,8 @@
     NAME.safetensors       the tensors of each further component of the run, such as averaged weights
     config.json            the architecture, vocabulary, context length, tokenizer hash
     state.json             where training stands: step, tokens, best validation loss ...
+    run.json               what the run is made of: params, hashes of data, tokenizer and code
+    loss.csv               the losses up to this step, so that a run that begins here has all of them
     manifest.json          size and sha256 of every other file, written last
 
 Equal training gives equal bytes: no file holds a time, a host or a path.
@@ -41,11 +43,15 @@ def save_checkpoint(
     config: dict[str, Any],
     state: dict[str, Any],
     extra: Mapping[str, dict[str, torch.Tensor]] | None = None,
+    origin: dict[str, Any] | None = None,
+    losses: bytes = b"",
 ) -> None:
     """Writes a checkpoint so that `folder` is whole or is not there, at any moment of a kill.
 
     Args:
         extra: the tensors of further components; `{"ema": ..}` becomes ema.safetensors.
+        origin: the content of run.json.
+        losses: that of loss.csv.
     """
     from safetensors.torch import save_file
 
@@ -58,6 +64,14 @@ def save_checkpoint(
             save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
+    write_json(beside / "run.json", origin or {})
+    (beside / "loss.csv").write_bytes(losses)
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Gives what lies in the folder beside its manifest and, once all of it is on the disk, its name."""
+    beside = partial_of(folder)
     files = sorted(path for path in beside.iterdir())
     write_json(
         beside / MANIFEST,
@@ -68,6 +82,33 @@ def save_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     sync(folder.parent)
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """The checkpoint of a step in the scratch folder of a run."""
+    return run / f"step-{step:08d}"
+
+
+def checkpoints_in(run: Path) -> dict[int, Path]:
+    """Every checkpoint in the scratch folder of a run, whole or damaged, by step."""
+    return {int(path.name.removeprefix("step-")): path for path in sorted(run.glob("step-" + "[0-9]" * 8))}
+
+
+def named(path: str, root: Path) -> Path | None:
+    """The checkpoint that a param names: as it stands, or from the main repository, of which DVC's queued
+    experiments are copies."""
+    found = Path(path).expanduser()
+    bases = (root, Path(os.environ.get("DVC_ROOT") or root))
+    return next((base / found for base in bases if (base / found / MANIFEST).is_file()), None)
+
+
+def wrong_sha256(folder: Path, wanted: str) -> str | None:
+    """The problem if another checkpoint than the wanted one lies there. Its manifest names it, as that has the sha256
+    of every other file."""
+    found = file_sha256(folder / MANIFEST)
+    if found == wanted:
+        return None
+    return f"{folder / MANIFEST} has sha256 {found}, not {wanted!r}; set it to that if it is the one you mean"
 
 
 def partial_of(folder: Path) -> Path:

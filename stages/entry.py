@@ -98,7 +98,7 @@ class Job:
     @property
     def store(self) -> Path:
         """Where finished tasks stay (stages/tasks.py)."""
-        return self._scratch_base / "tasks"
+        return self.scratch_base / "tasks"
 
     def key(self, *parts: object) -> str:
         """Names a task's result: a hash of the stage's code and of whatever else decides its bytes.
@@ -123,7 +123,8 @@ class Job:
                 trim(self.store, self.execution.scratch_gb * 1e9)
 
     @property
-    def _scratch_base(self) -> Path:
+    def scratch_base(self) -> Path:
+        """Where the unfinished work of this stage lies, one folder a digest."""
         return Path(self.execution.scratch or scratch_root(self.root)) / self.stage
 
     def digest(self) -> str:
@@ -136,19 +137,21 @@ class Job:
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self, keep_finished: bool = False) -> Iterator[Path]:
         """The scratch folder of this digest, locked against every other process that works in it.
 
-        Finished folders of other digests are removed, unless another process is publishing from them.
-        Unfinished ones stay, so that a param that is changed back goes on where it stopped.
+        Finished folders of other digests are removed, unless another process is publishing from them, or with
+        `keep_finished`. Unfinished ones stay, so that a param that is changed back goes on where it stopped.
         """
-        base = self._scratch_base
+        base = self.scratch_base
         base.mkdir(parents=True, exist_ok=True)
         folder = base / self.digest()
         with _locked(base / f"{folder.name}.lock"):
-            for marker in base.glob("*/finished"):
+            for marker in () if keep_finished else base.glob("*/finished"):
                 if marker.parent != folder:
-                    _remove_unless_in_use(marker.parent)
+                    with exclusive(marker.parent) as free:
+                        if free:
+                            shutil.rmtree(marker.parent, ignore_errors=True)
             folder.mkdir(exist_ok=True)
             yield folder
 
@@ -332,13 +335,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _remove_unless_in_use(folder: Path) -> None:
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a scratch folder, and yields True; or False where another process works in it."""
     with folder.with_name(f"{folder.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            yield False
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        yield True
 
 
 def _complain(stage: str, message: str, code: int) -> int:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
-from stages.first_weights import Problem, has_begun, problem_of_first_weights
+from stages.checkpoint import named, wrong_sha256
+from stages.errors import BadInput
+from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
+from stages.train.params import NOT_THERE, run_and_step
 
 
 def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
@@ -48,8 +51,8 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
 def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Norms, MLPs and attentions are built in, or stand below model/ (which stages/code/parts.py looks up)."""
     model = sections["model"]
-    named = {"norm": ((model.norm,), NORMS), "mlp": ((model.mlp,), MLPS), "layer_pattern": (model.kinds, ATTENTIONS)}
-    for key, (names, known) in named.items():
+    chosen = {"norm": ((model.norm,), NORMS), "mlp": ((model.mlp,), MLPS), "layer_pattern": (model.kinds, ATTENTIONS)}
+    for key, (names, known) in chosen.items():
         for name in names:
             if name not in known and not name.startswith("model."):
                 near = difflib.get_close_matches(name.lower(), known, n=1)
@@ -61,10 +64,37 @@ def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem
     """The folder of first weights is whole, of this architecture, and the one that `init_sha256` means; where a
     training has begun from them, nobody needs it any more."""
     model, execution = sections["model"], sections["execution"]
-    if model.init_sha256 and has_begun(model, execution, root):
+    if sections["train"].resume_from or (model.init_sha256 and has_begun(model, execution, root)):
         return
-    if found := problem_of_first_weights(model, execution, root):
+    if found := problem_of_first_weights(model, execution, root, sections["pack"].context_length):
         yield found
+    folder, given = execution.init_folder(root), sections["tokenizer"].file
+    if model.init_sha256 and given and (folder / "tokenizer.json").is_file():
+        yield from tokenizer_of_first_weights(folder, root / Path(given).expanduser())
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts)
+def tokenizer_of_first_weights(folder: Path, given: Path) -> Iterator[Problem]:
+    """Where the tokenizer of the data is a file, it can be compared before there are data."""
+    try:
+        problem = tokenizer_problem(folder, given) if given.is_file() else None  # the stage tokenizer misses it
+    except BadInput as error:
+        problem = str(error)
+    if problem:
+        yield FOLDER, f"{folder}: tokenizer.json: {problem}; name weights of the tokenizer of the data"
+
+
+def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """The checkpoint of `resume_from` is there, and the one that `resume_sha256` means. One of an MLflow run is looked
+    up by train."""
+    train = sections["train"]
+    if not train.resume_from or run_and_step(train.resume_from):
+        return
+    if Path(train.resume_from).expanduser().resolve().is_relative_to(Path("data").resolve()):
+        yield ["train", "resume_from"], "lies in data/, which the stages write anew; copy the folder elsewhere first"
+    elif (folder := named(train.resume_from, Path())) is None:
+        yield ["train", "resume_from"], f"{train.resume_from}: {NOT_THERE}"
+    elif problem := wrong_sha256(folder, train.resume_sha256):
+        yield ["train", "resume_sha256"], problem
+
+
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts, resumed_checkpoint)

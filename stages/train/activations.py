@@ -33,7 +33,7 @@ PRODUCTS = (
 OWN_PRODUCTS = ("millrace::", "torch_attn::")  # operators of flash-attn-4 and of varlen_attn
 
 
-def checkpoint_activations(model: Decoder, kind: str) -> None:
+def checkpoint_activations(model: Decoder, kind: str, compiled: bool) -> None:
     """Has the blocks keep what `kind` says. To be called before they are compiled."""
     if kind == "none":
         return
@@ -41,31 +41,24 @@ def checkpoint_activations(model: Decoder, kind: str) -> None:
     for number, block in enumerate(model.blocks):
         if number % every == 0:
             assert isinstance(block, Block)
-            block.forward = _checkpointed(block, kind == "selective")  # type: ignore[method-assign]
+            block.forward = _checkpointed(block, kind == "selective", compiled)  # type: ignore[method-assign]
 
 
-def _checkpointed(block: Block, selective: bool) -> Any:
+def _checkpointed(block: Block, selective: bool, compiled: bool) -> Any:
     forward = block.forward
-    contexts = functools.partial(_selective_contexts if selective else _full_contexts, block)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": bool(block.dropout.p)}
+    if selective:
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    if block.has_experts and not compiled:  # a compiled block counts once: what it changes is no part of what it keeps
+        options["context_fn"] = functools.partial(_counting_once, block, options.get("context_fn"))
 
     @functools.wraps(forward)
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and block.training):
             return forward(*args, **kwargs)
-        return checkpoint(
-            forward, *args, use_reentrant=False, preserve_rng_state=bool(block.dropout.p), context_fn=contexts, **kwargs
-        )
+        return checkpoint(forward, *args, **options, **kwargs)
 
     return checkpointed
-
-
-def _selective_contexts(block: nn.Module) -> tuple[Any, Any]:
-    first, second = create_selective_checkpoint_contexts(_policy)
-    return first, _both(second, block)
-
-
-def _full_contexts(block: nn.Module) -> tuple[Any, Any]:
-    return contextlib.nullcontext(), _uncounted(block)
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -73,17 +66,17 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-@contextlib.contextmanager
-def _both(one: Any, block: nn.Module) -> Iterator[None]:
-    with one, _uncounted(block):
-        yield
+def _counting_once(block: nn.Module, contexts: Any) -> tuple[Any, Any]:
+    first, second = contexts() if contexts else (contextlib.nullcontext(), contextlib.nullcontext())
+    return first, _uncounted(block, second)
 
 
 @contextlib.contextmanager
-def _uncounted(block: nn.Module) -> Iterator[None]:
+def _uncounted(block: nn.Module, context: Any) -> Iterator[None]:
     """Experts count a choice once, not again when it is made again."""
     experts = [module for module in block.modules() if isinstance(module, Experts)]
     kept = [module.counts.clone() for module in experts]
-    yield
+    with context:
+        yield
     for module, counts in zip(experts, kept, strict=True):
         module.counts.copy_(counts)

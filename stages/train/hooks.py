@@ -77,7 +77,7 @@ class Checkpoint(Hook):
 
     def start(self, run: TrainingRun) -> None:
         if run.ranks.first:
-            self.saver = Saver(run.optimizers.kinds.values())
+            self.saver = Saver()
         if run.state.step == 0:
             self.save(run)
 
@@ -90,7 +90,7 @@ class Checkpoint(Hook):
             self.saver.check()
         if self.needs(run, step) or run.state.best_step == step or result.stopping or run.finished:
             self.save(run)
-        if result.stopping or run.finished:  # a rank that ends has torchrun end the others
+        if result.stopping or run.finished:  # a rank that ends with another code than 0 has torchrun end the others
             if self.saver is not None:
                 self.saver.wait()
             run.ranks.barrier()

@@ -8,8 +8,8 @@ gradient is already the global one, whatever the number of ranks and micro-batch
 
 A step whose loss or gradient is not finite is skipped by all ranks together and counted. The device
 decides that, and the processor runs ahead of it: it waits for results only where somebody needs them
-(on CPUs, where waiting is free, after every step; else for a log line, a validation, a checkpoint). A
-signal is obeyed there, again by all ranks together.
+(on CPUs, where waiting is free, after every step; else for a log line, a validation, a checkpoint, or a
+signal, of which the processors of all ranks tell each other at every step).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def must_wait(run: TrainingRun, hooks: Sequence[Hook], step: int, first: int) ->
     """Whether results are needed after this step. The first steps compile, and are timed one by one."""
     if run.ranks.device == "cpu" or step - first <= WARM_UP_STEPS or step == run.params.max_steps:
         return True
-    if signals.received is not None and run.ranks.world == 1:
+    if run.ranks.any(signals.received is not None):
         return True
     return any(hook.needs(run, step) for hook in hooks)
 

@@ -5,13 +5,13 @@ GPU ends them. A graph is recorded once and started whole: the processor is out 
 small and memory with them. What a graph reads and writes has fixed places: inputs are copied into them, gradients
 stay allocated between steps, and the factor of the loss is a number on the device.
 
-Rows of packed documents have another number of documents each time; a graph is recorded for their number rounded
-up to a power of two (the rest are empty documents behind the last token).
+Rows of packed documents have another number of documents each time. A graph is recorded for two to four times the
+number in its first batch, the rest being empty documents behind the last token, and anew should a batch have more.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class EagerMicroStep:
 class _Recording:
     """A graph with the tensors that it reads and the one that it writes."""
 
-    def __init__(self, eager: EagerMicroStep, batch: MicroBatch, documents: int, pool: Any):
+    def __init__(self, eager: EagerMicroStep, batch: MicroBatch, documents: int):
         self.batch = to_device(batch, eager.device)._replace(n_documents=documents)
         self.factor = torch.zeros((), device=eager.device)
         buffers = list(eager.objective.buffers())
@@ -53,9 +53,10 @@ class _Recording:
             for _ in range(WARM_UP):
                 eager(self.batch, self.factor)
         torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()  # what these passes held would stand beside the memory of the graph
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: the threads that load data and write checkpoints may ask for memory meanwhile
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.nats = eager(self.batch, self.factor)
         for buffer, value in zip(buffers, kept, strict=True):  # what passes without meaning have counted
             buffer.copy_(value)
@@ -73,14 +74,13 @@ class GraphedMicroStep:
 
     def __init__(self, objective: nn.Module, device: str, precision: str, rows: int):
         self.eager, self.rows = EagerMicroStep(objective, device, precision), rows
-        self.recordings: dict[int, _Recording] = {}
-        self.pool = torch.cuda.graph_pool_handle()
+        self.recording: _Recording | None = None
 
     def __call__(self, batch: MicroBatch, factor: float | Tensor) -> Tensor:
         if len(batch.inputs) != self.rows:
             return self.eager(batch, factor)
-        documents = 1 << (batch.n_documents - 1).bit_length()
-        recording = self.recordings.get(documents)
-        if recording is None:
-            recording = self.recordings[documents] = _Recording(self.eager, batch, documents, self.pool)
-        return recording.replay(batch, factor)
+        if self.recording is None or batch.n_documents > self.recording.batch.n_documents:
+            self.recording = None  # its memory goes before another is recorded
+            documents = 2 << (batch.n_documents - 1).bit_length()
+            self.recording = _Recording(self.eager, batch, documents)
+        return self.recording.replay(batch, factor)

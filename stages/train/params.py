@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params import Section
 
+NOT_THERE = "no checkpoint there; `millrace checkpoints` lists those of this disk"
 OBJECTIVES = ("causal",)
 OWN = re.compile(r"stages\.train\.[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
@@ -47,6 +48,8 @@ class TrainParams(Section):
     min_delta: float = Field(default=0.0, ge=0)
     hooks: list[str] = []
     max_skipped_steps: int = Field(default=5, ge=1)
+    resume_from: str = ""
+    resume_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     @field_validator("objective")
     @classmethod
@@ -69,3 +72,17 @@ class TrainParams(Section):
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
         return self
+
+    @model_validator(mode="after")
+    def _names_a_checkpoint(self) -> TrainParams:
+        if self.resume_sha256 and not self.resume_from:
+            raise ValueError("resume_sha256 belongs to resume_from; name the checkpoint there, or set it to ''")
+        if self.resume_from.startswith("runs:") and run_and_step(self.resume_from) is None:
+            raise ValueError(f"resume_from {self.resume_from} must be runs:/RUN/STEP, such as runs:/3f0c19e2/1200")
+        return self
+
+
+def run_and_step(resume_from: str) -> tuple[str, int] | None:
+    """MLflow's id of a run and a step, if `resume_from` is not a folder."""
+    found = re.fullmatch(r"runs:/(\w+)/(\d+)", resume_from)
+    return (found[1], int(found[2])) if found else None

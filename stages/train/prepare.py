@@ -45,7 +45,8 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width)
         if ranks.first:
             say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
-    checkpoint_activations(model, execution.activation_checkpointing)
+    compiled = wants_compile(execution, ranks)
+    checkpoint_activations(model, execution.activation_checkpointing, compiled)
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
@@ -54,7 +55,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
     else:
         objective = own_objective(params.objective, model, params)
-    if wants_compile(execution, ranks):
+    if compiled:
         compile_parts(objective)
     if ranks.world == 1:
         return objective

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from stages.train.initial import load_initial_weights
 from stages.train.micro_step import GraphedMicroStep, MicroStep
 from stages.train.objective import autocast
 from stages.train.optimizers import Optimizers
+from stages.train.origin import origin_of, run_key
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
 from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_compile
@@ -110,8 +109,9 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
-    identity = {"run": run_key(job), "seed": params.seed, "rows_per_step": rows_per_step}
-    checkpoints = Checkpoints(folder, identity, job.execution.keep_checkpoints)
+    origin = origin_of(job)
+    identity = {"run": run_key(origin), "lineage": [], "seed": params.seed, "rows_per_step": rows_per_step}
+    checkpoints = Checkpoints(folder, identity, origin, job.execution.keep_checkpoints)
     newest = checkpoints.newest()
     model = new_model(model_config, params, train_rows, job, ranks, resumes=newest is not None)
     if ranks.first:
@@ -150,7 +150,7 @@ def new_model(
     except ValueError as error:
         raise BadInput(f"params.yaml: model.{error}") from error
     if config.init_sha256 and not resumes:
-        load_initial_weights(model, job, rows.index["tokenizer_sha256"])
+        load_initial_weights(model, job, rows.index)
     elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)
@@ -163,12 +163,3 @@ def new_model(
             raise BadInput(f"params.yaml: execution.{error}") from None
         try_own_parts(model, row, context)
     return model
-
-
-def run_key(job: Job) -> str:
-    """Names the run in MLflow and in checkpoints, equally for equal work: params and data, and no path."""
-    indices = [(job.root / "data" / "pack" / name / "index.json").read_text() for name in ("train", "validation")]
-    sections = {name: plain(section) for name, section in sorted(job.sections.items())}
-    fingerprint = job.root / "data" / "code" / f"{job.stage}.json"
-    code = json.loads(fingerprint.read_text())["digest"] if fingerprint.exists() else ""
-    return hashlib.sha256(json.dumps([sections, indices, code], sort_keys=True).encode()).hexdigest()[:16]

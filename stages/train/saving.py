@@ -1,11 +1,11 @@
-"""Saves checkpoints beside the training: it waits for the copies of tensors alone, not for the disk.
+"""Saves checkpoints beside the training, which waits for copies of the tensors alone, not for the disk.
 
     training thread   ...step 100 | copy | step 101 | step 102 | ...
     writing thread                       | write, sync, rename |
 
-The copies lie in memory of the processor that is used again by the next save, so saving costs once the bytes of a
-checkpoint. From a GPU they go to pinned memory on a stream of their own: the next step computes its gradients
-meanwhile, and its optimizers wait, on the device, for the copies to be whole.
+The copies lie in memory of the processor that the next save uses again, so saving costs once the bytes of a
+checkpoint. From a GPU they go to pinned memory in the order of its other work: the processor does not wait, and
+what comes after may change the tensors at once.
 
 A save waits for the one before. What the thread could not write (a full disk) is raised at the next step, and
 the checkpoints that were there are whole as before.
@@ -13,9 +13,8 @@ the checkpoints that were there are whole as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +25,10 @@ Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 class Saver:
     """One thread that writes, and the memory that it writes from."""
 
-    def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
         self._memory: Tensors = {}
-        self._stream: torch.cuda.Stream | None = None
-        self._copied: torch.cuda.Event | None = None
-        for optimizer in optimizers:
-            optimizer.register_step_pre_hook(self._keep_until_copied)
 
     def save(self, tensors: Tensors, write: Callable[[Tensors], None]) -> None:
         """Copies the tensors and has the thread call `write` with the copies.
@@ -48,9 +43,7 @@ class Saver:
             if copied is not None:
                 copied.synchronize()
             write(self._memory)
-            del tensors_in_use[:]
 
-        tensors_in_use = [tensors]  # memory that the GPU's allocator must not give away before it is copied
         self._pending = self._thread.submit(work)
 
     def check(self) -> None:
@@ -73,27 +66,12 @@ class Saver:
     def _copy(self, tensors: Tensors) -> torch.cuda.Event | None:
         """Fills the memory; the event after which it is whole, where a GPU does that."""
         on_gpu = any(tensor.is_cuda for named in tensors.values() for tensor in named.values())
-        if not on_gpu:
-            self._fill(tensors, pinned=False)
-            return None
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            self._fill(tensors, pinned=True)
-        self._copied = self._stream.record_event()
-        return self._copied
-
-    def _fill(self, tensors: Tensors, pinned: bool) -> None:
         old, self._memory = self._memory, {}
         for file, named in tensors.items():
             self._memory[file] = {}
             for name, tensor in named.items():
                 copy = old.get(file, {}).get(name)
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-                self._memory[file][name] = copy.copy_(tensor.detach(), non_blocking=pinned)
-
-    def _keep_until_copied(self, *ignored: Any) -> None:
-        if self._copied is not None:
-            torch.cuda.current_stream().wait_event(self._copied)
-            self._copied = None
+                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+                self._memory[file][name] = copy.copy_(tensor.detach(), non_blocking=on_gpu)
+        return torch.cuda.current_stream().record_event() if on_gpu else None

@@ -14,11 +14,12 @@ import shutil
 from pathlib import Path
 
 from model.config import ModelConfig
-from stages.checkpoint import problem_of
+from stages.checkpoint import checkpoints_in, folder_of, problem_of
 from stages.entry import Job
 from stages.errors import Failed
 from stages.train.launch import launch
 from stages.train.params import TrainParams
+from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
 
 # Of the folder monitor/; what else lies there, a trace or a memory snapshot, is large and stays in scratch.
@@ -26,18 +27,21 @@ MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
 
 
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
-    with job.scratch() as folder:
+    # a finished run that kept several checkpoints is there to be branched from
+    with job.scratch(keep_finished=bool(train.resume_from) or job.execution.keep_checkpoints > 1) as folder:
         if not (folder / "finished").exists():
+            if train.resume_from and not checkpoints_in(folder):
+                begin_from(find_source(job, train), folder, job)
             train_in(job, model, train, folder)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if metrics["best_validation_loss"] is None:
             raise Failed("no validation loss was finite; lower train.lr and train.muon_lr")
         for step in {metrics["best_step"], metrics["steps"]}:
-            problem = problem_of(folder / f"step-{step:08d}")
+            problem = problem_of(folder_of(folder, step))
             if problem:
                 raise Failed(f"{problem}; remove {folder} and run `dvc repro train` again")
-        link_or_copy(folder / f"step-{metrics['best_step']:08d}", job.staging / "best")
-        link_or_copy(folder / f"step-{metrics['steps']:08d}", job.staging / "last")
+        link_or_copy(folder_of(folder, metrics["best_step"]), job.staging / "best")
+        link_or_copy(folder_of(folder, metrics["steps"]), job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
         (job.staging / "monitor").mkdir()

@@ -16,10 +16,19 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from stages.checkpoint import is_complete, partial_of, problem_of, read_json, save_checkpoint
+from stages.checkpoint import (
+    checkpoints_in,
+    folder_of,
+    is_complete,
+    partial_of,
+    problem_of,
+    read_json,
+    save_checkpoint,
+)
 from stages.entry import sync
 from stages.progress import say
 from stages.train.optimizers import Optimizers
+from stages.train.origin import run_key
 from stages.train.saving import Saver, Tensors
 
 LOSS_SMOOTHING = 0.98
@@ -96,13 +105,23 @@ class Component(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run in its scratch folder: the `keep` newest, and the one of the best step."""
+    """The checkpoints of one run in its scratch folder: the `keep` newest, and the one of the best step.
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 1):
-        self.folder, self.identity, self.keep = folder, identity, keep
+    Attributes:
+        identity: what stands in every state.json: the key of the run, and the runs that it comes from.
+        origin: what stands in every run.json (origin.py).
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], origin: dict[str, Any], keep: int = 1):
+        self.folder, self.identity, self.origin, self.keep = folder, identity, origin, keep
+
+    @property
+    def branched(self) -> bool:
+        """Whether this is a run of its own that began with a checkpoint of another."""
+        return bool(self.identity["lineage"]) and self.identity["run"] == run_key(self.origin)
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return folder_of(self.folder, step)
 
     def save(
         self, saver: Saver, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
@@ -112,15 +131,17 @@ class Checkpoints:
         described = {**self.identity, **dataclasses.asdict(state)}
         tensors = {"model": model.state_dict(), "optimizer": optimizers.tensors()}
         tensors |= {name: component.tensors() for name, component in extra.items()}
-        logs = [path for name in LOGS if (path := self.folder / name).exists()]
+        losses = (self.folder / "loss.csv").read_bytes() if (self.folder / "loss.csv").exists() else b""
 
         def write(copies: Tensors) -> None:
-            for path in logs:  # a checkpoint is never newer than the lines of its steps
-                sync(path)
-            files = dict(copies)
-            folder = self.path(described["step"])
+            files, folder = dict(copies), self.path(described["step"])
+            for name in LOGS:  # a checkpoint is never newer than the lines of its steps
+                if (self.folder / name).exists():
+                    sync(self.folder / name)
             try:
-                save_checkpoint(folder, files.pop("model"), files.pop("optimizer"), config, described, files)
+                save_checkpoint(
+                    folder, files.pop("model"), files.pop("optimizer"), config, described, files, self.origin, losses
+                )
             except OSError:
                 shutil.rmtree(partial_of(folder), ignore_errors=True)
                 raise
@@ -135,7 +156,7 @@ class Checkpoints:
             shutil.rmtree(self.path(step))
 
     def steps(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????"))
+        return list(checkpoints_in(self.folder))
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint; damaged ones are named and passed over."""
@@ -149,7 +170,7 @@ class Checkpoints:
     def load(
         self, folder: Path, model: nn.Module, optimizers: Optimizers, extra: Mapping[str, Component]
     ) -> TrainState:
-        """Restores a checkpoint of this run. A component that it does not hold stays as it was built."""
+        """Restores a checkpoint and goes on as its run. A component that it does not hold stays as it was built."""
         from safetensors.torch import load_file
 
         model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -157,5 +178,7 @@ class Checkpoints:
         for name, component in extra.items():
             if (path := folder / f"{name}.safetensors").exists():
                 component.load(load_file(path))
+        described = read_json(folder, "state.json")
+        self.identity |= {key: described[key] for key in ("run", "lineage")}
         fields = {field.name for field in dataclasses.fields(TrainState)}
-        return TrainState(**{key: value for key, value in read_json(folder, "state.json").items() if key in fields})
+        return TrainState(**{key: value for key, value in described.items() if key in fields})

@@ -37,7 +37,8 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
     from stages.train.loop import train as loop
     from stages.train.memory import out_of_memory_explained
     from stages.train.ranks import join_ranks, leave_ranks
-    from stages.train.run import build_run, run_key
+    from stages.train.resume import send_history
+    from stages.train.run import build_run
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
@@ -48,7 +49,9 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
         with contextlib.ExitStack() as stack:
             tracked = Run({})
             if ranks.first:
-                tracked = stack.enter_context(open_run(job, run_key(job), sections))
+                tracked = stack.enter_context(open_run(job, run.checkpoints.identity["run"], sections))
+                if run.checkpoints.branched:
+                    send_history(folder / "loss.csv", run.state.step, job.execution.log_interval, tracked)
             hooks = make_hooks(train, Journal(folder / "training.log"), tracked, timing)
             with out_of_memory_explained(run):
                 loop(run, hooks)

@@ -17,6 +17,8 @@ from stages.train.state import Checkpoints, TrainState
 from stages.train.worker import describe
 from tests.stages.test_train import EXECUTION, MODEL, REPOSITORY, TRAIN, job_in, run_in
 
+IDENTITY = {"run": "9f2c", "lineage": []}
+
 
 class Averages:
     """A component as a hook would have it: one tensor."""
@@ -38,14 +40,14 @@ def new_parts() -> tuple[Decoder, Optimizers]:
 
 def save(checkpoints: Checkpoints, state: TrainState, extra: dict | None = None, parts=None) -> None:
     model, optimizers = parts or new_parts()
-    saver = Saver(optimizers.kinds.values())
+    saver = Saver()
     checkpoints.save(saver, state, model, optimizers, {}, extra or {})
     saver.close()
 
 
 def test_tensors_of_a_component_come_back_by_name(tmp_path: Path):
     model, optimizers = new_parts()
-    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {})
     written, read = Averages(), Averages()
     written.mean = torch.tensor([1.0, 2.0, 3.0])
     save(checkpoints, TrainState(step=4), {"averages": written})
@@ -57,7 +59,7 @@ def test_tensors_of_a_component_come_back_by_name(tmp_path: Path):
 
 def test_a_component_that_the_checkpoint_does_not_hold_stays_as_it_was_built(tmp_path: Path):
     model, optimizers = new_parts()
-    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {})
     save(checkpoints, TrainState())
     averages = Averages()
     checkpoints.load(checkpoints.path(0), model, optimizers, {"averages": averages})
@@ -65,7 +67,7 @@ def test_a_component_that_the_checkpoint_does_not_hold_stays_as_it_was_built(tmp
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, {}, keep=2)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {}, keep=2)
     parts = new_parts()
     for step, best in ((0, 0), (10, 0), (20, 20), (30, 20), (40, 20), (50, 20)):
         save(checkpoints, TrainState(step=step, best_step=best), parts=parts)
@@ -73,7 +75,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_not_counted_among_the_newest(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, {}, keep=2)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {}, keep=2)
     parts = new_parts()
     for step in (10, 20, 30):
         save(checkpoints, TrainState(step=step, best_step=0), parts=parts)
@@ -85,8 +87,8 @@ def test_a_damaged_checkpoint_is_not_counted_among_the_newest(tmp_path: Path):
 def test_what_is_saved_are_the_tensors_of_that_moment(tmp_path: Path):
     """The training goes on while the thread writes."""
     model, optimizers = new_parts()
-    saver = Saver(optimizers.kinds.values())
-    checkpoints = Checkpoints(tmp_path, {}, keep=9)
+    saver = Saver()
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {}, keep=9)
     with torch.no_grad():
         for step in range(5):
             for parameter in model.parameters():
@@ -101,9 +103,9 @@ def test_what_is_saved_are_the_tensors_of_that_moment(tmp_path: Path):
 
 
 def test_what_the_disk_refuses_is_raised_at_the_next_step_and_the_one_before_stays(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints = Checkpoints(tmp_path, IDENTITY, {})
     model, optimizers = new_parts()
-    saver = Saver(optimizers.kinds.values())
+    saver = Saver()
     checkpoints.save(saver, TrainState(step=10), model, optimizers, {}, {})
     saver.wait()
     limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

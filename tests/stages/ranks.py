@@ -1,0 +1,114 @@
+"""Trains small models with several ranks in processes forked from one that has loaded torch.
+
+    python -m tests.stages.ranks SCENARIOS.json
+
+A scenario is {"folder": .., "world": 4, "train": {..}}; and, where it says so, every tensor is float64 ("double"), the
+loss of one rank is not finite in a step ("nan": [rank, step]), or a signal comes after a step ("stop": step).
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which an optimizer loads, in seconds
+
+from model.config import ModelConfig
+from stages.entry import Job, signals
+from stages.errors import Stopped
+from stages.execution import Execution
+from stages.train import hooks, loop  # noqa: F401  loaded once
+from stages.train.params import TrainParams
+from stages.train.worker import work
+
+MODEL = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
+
+
+def compute_in_double() -> None:
+    """Everything that torch makes here is float64, also where the code asks for at least float32."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign,assignment]
+
+
+def break_loss(in_step: int) -> None:
+    """The loss of this rank is not finite in a step, from 1."""
+    whole, calls = torch.nn.functional.cross_entropy, 0
+
+    def cross_entropy(*arguments, **named):
+        nonlocal calls
+        calls += torch.is_grad_enabled()  # not in validation
+        loss = whole(*arguments, **named)
+        return loss * float("nan") if torch.is_grad_enabled() and calls == in_step else loss
+
+    torch.nn.functional.cross_entropy = cross_entropy
+
+
+def signal_after(step: int) -> None:
+    """A signal comes after this step; it is obeyed after the next."""
+    after_step = hooks.Checkpoint.after_step
+
+    def then_signal(self, run, result):
+        after_step(self, run, result)
+        if run.state.step == step:
+            signals.received = signal.SIGTERM
+
+    hooks.Checkpoint.after_step = then_signal
+
+
+def train(scenario: dict, root: Path, rank: int, port: int) -> None:
+    world = scenario["world"]
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update(addresses | {name: str(number) for name, number in numbers.items()})
+    if scenario.get("double"):
+        compute_in_double()
+    if scenario.get("nan") and scenario["nan"][0] == rank:
+        break_loss(scenario["nan"][1])
+    if scenario.get("stop") and rank == 0:
+        signal_after(scenario["stop"])
+    execution = Execution(
+        tracking=False, compile=False, device="cpu", threads=1, n_processes=world, micro_batch=8, keep_checkpoints=99,
+        checkpoint_interval=scenario.get("interval", 1000),
+    )  # fmt: skip
+    params = TrainParams(**scenario["train"])
+    job = Job("train", root, execution, (), {"model": MODEL, "train": params})
+    folder = root / scenario["folder"]
+    folder.mkdir(exist_ok=True)
+    try:
+        work(job, MODEL, params, folder, launched=True)
+    except Stopped:
+        return
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def main(path: Path) -> int:
+    torch.set_num_threads(1)
+    for scenario in json.loads(path.read_text()):
+        port, processes = free_port(), []
+        for rank in range(scenario["world"]):
+            if process := os.fork():
+                processes.append(process)
+                continue
+            code = 1
+            try:
+                train(scenario, path.parent, rank, port)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        if any(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

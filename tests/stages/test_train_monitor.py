@@ -175,7 +175,7 @@ def test_all_ranks_wait_for_results_at_the_same_steps():
     execution = EXECUTION.model_copy(update={"log_interval": 7, "checkpoint_interval": 9, "profile": 4})
 
     def waits(rank: int) -> list[int]:
-        ranks = SimpleNamespace(rank=rank, world=2, device="cuda:0", first=rank == 0)
+        ranks = SimpleNamespace(rank=rank, world=2, device="cuda:0", first=rank == 0, any=bool)
         run = SimpleNamespace(ranks=ranks, params=TRAIN, execution=execution, state=TrainState())
         hooks = make_hooks(TRAIN, Journal(Path("training.log")), Run({}), Timing())
         hooks[0].start(run)  # the profile counts from the first step of the process

@@ -17,7 +17,6 @@ model, and `raw.safetensors` beside it holds the weights that training goes on f
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -33,20 +32,18 @@ class WeightAverage:
     """The average of the parameters of a model. Buffers are not averaged: the model's own are the newest.
 
     Attributes:
-        beside: by name, the average, which begins as the weights that the model has when it is first needed;
-            while `in_model`, the weights that are trained.
+        beside: by name, the average; while `in_model`, the weights that are trained.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = model, decay
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.beside: dict[str, Tensor] = {}
 
-    @functools.cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
-
-    @functools.cached_property
-    def beside(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+    def begin(self) -> None:
+        """The average begins as the weights that the model has, unless a checkpoint held one."""
+        if not self.beside:
+            self.beside = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int, finite: Tensor) -> None:
@@ -81,6 +78,7 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restores what `tensors` gave, after the model got its weights from the same checkpoint: the averages."""
+        self.begin()
         for name, tensor in tensors.items():
             self.beside[name].copy_(tensor)
         self.exchange()

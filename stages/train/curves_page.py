@@ -31,6 +31,13 @@ const short = v => Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-2) ? v.toE
 document.getElementById("title").textContent = `step ${data.step.toLocaleString()} of `
   + `${data.max_steps.toLocaleString()}, ${data.tokens.toLocaleString()} tokens` + (data.live ? "" : " (ended)");
 
+function ticks(low, high) {  // round numbers within, four or so
+  const power = 10 ** Math.floor(Math.log10((high - low) / 4)), ratio = (high - low) / 4 / power;
+  const step = (ratio < 1.5 ? 1 : ratio < 3.5 ? 2 : ratio < 7.5 ? 5 : 10) * power, found = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(+(i * step).toPrecision(10));
+  return found;
+}
+
 function chart(title, curves) {
   const first = on("tail") ? data.step / 10 : 0, log = on("log");
   const shown = ([x, y]) => x >= first && y !== null && (!log || y > 0);
@@ -44,12 +51,13 @@ function chart(title, curves) {
   const px = x => M + (x - left) / (right - left) * (W - M - 12);
   const py = y => H - 30 - (f(y) - low) / (high - low) * (H - 62);
   let svg = `<text x="${M}" y="16" font-weight="600">${title}</text>`;
-  for (let i = 0; i <= 4; i++) {
-    const v = low + (high - low) * i / 4, y = H - 30 - (H - 62) * i / 4, x = left + (right - left) * i / 4;
+  for (const v of ticks(low, high)) {
+    const y = H - 30 - (v - low) / (high - low) * (H - 62);
     svg += `<line class="grid" x1="${M}" x2="${W - 12}" y1="${y}" y2="${y}"/>`
-      + `<text x="${M - 5}" y="${y + 4}" text-anchor="end">${short(log ? 10 ** v : v)}</text>`
-      + `<text x="${px(x)}" y="${H - 10}" text-anchor="middle">${Math.round(x).toLocaleString()}</text>`;
+      + `<text x="${M - 5}" y="${y + 4}" text-anchor="end">${short(log ? 10 ** v : v)}</text>`;
   }
+  for (const x of ticks(left, right))
+    svg += `<text x="${px(x)}" y="${H - 10}" text-anchor="middle">${x.toLocaleString()}</text>`;
   for (const c of seen) {
     const line = c.points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`);
     if (line.length) svg += `<path class="${c.kind}" d="M${line.join("L")}"/>`;

@@ -33,11 +33,21 @@ def out_of_memory_explained(run: TrainingRun) -> Iterator[None]:
         torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS)
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise Failed(f"{run.ranks.device} is out of memory: {reason(error)}; {advice(run)}{snapshot(run)}") from None
+    except RuntimeError as error:
+        if (full := out_of_memory_in(error)) is None:
+            raise
+        raise Failed(f"{run.ranks.device} is out of memory: {reason(full)}; {advice(run)}{snapshot(run)}") from None
     finally:
         if traced:
             torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def out_of_memory_in(error: BaseException) -> torch.OutOfMemoryError | None:
+    """The error itself, or the one that it came from: a CUDA graph that could not be recorded raises another."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, torch.OutOfMemoryError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def reason(error: BaseException) -> str:

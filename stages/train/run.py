@@ -122,12 +122,15 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     state = TrainState()
     scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
     components: dict[str, Component] = {"scaler": scaler} if scaler else {}
-    if params.ema_decay:
-        components[WEIGHTS_BESIDE] = WeightAverage(model, params.ema_decay)
+    average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
+    if average is not None:
+        components[WEIGHTS_BESIDE] = average
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
+    if average is not None:
+        average.begin()
     micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
     step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(

@@ -14,6 +14,7 @@ from stages.train import stage
 from stages.train.average import WeightAverage, decay_at
 from stages.train.hooks import Checkpoint
 from tests.stages.test_train import EXECUTION, MODEL, TRAIN, job_in, losses, run_in, weights
+from tests.stages.test_train_resume import KEEPING, begun_with, checkpoint
 from tests.stages.test_train_samples import write_tokenizer
 
 AVERAGED = TRAIN.model_copy(update={"ema_decay": 0.9, "lr": 0.01, "validation_tokens": 1 << 20})
@@ -25,6 +26,7 @@ def test_the_average_follows_its_formula_and_a_skipped_step_leaves_it():
     with torch.no_grad():
         model.weight.fill_(0.0)
     average, expected = WeightAverage(model, 0.5), 0.0
+    average.begin()
     assert average.beside["weight"].item() == 0.0
     for step, (weight, finite) in enumerate([(1.0, True), (4.0, False), (2.0, True), (3.0, True)] * 4):
         with torch.no_grad():
@@ -40,6 +42,7 @@ def test_model_and_average_change_places_and_come_back_bit_for_bit():
     model = Decoder(MODEL, 61, 16)
     model.initialise(torch.Generator().manual_seed(0))
     average = WeightAverage(model, 0.9)
+    average.begin()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         for tensor in average.beside.values():
@@ -108,3 +111,29 @@ def test_several_ranks_average_stop_early_and_tell_the_same(packed, tmp_path_fac
     assert all(torch.allclose(tensor, together[name], atol=1e-5) for name, tensor in alone.items())
     assert same_metrics["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-4)
     assert spikes == same_spikes
+
+
+def test_a_branch_goes_on_from_the_weights_behind_the_average_and_keeps_averaging(packed):
+    steady = AVERAGED.model_copy(update={"schedule": "constant"})
+    longer = steady.model_copy(update={"max_steps": 20})
+    source = checkpoint(packed, steady, 12)
+    branch = run_in(packed, begun_with(source, steady, max_steps=20), KEEPING)
+    ends = {name: load_file(branch / f"last/{name}.safetensors") for name in ("model", "raw")}
+    whole = run_in(packed, longer, KEEPING)
+    for name, tensors in ends.items():
+        expected = load_file(whole / f"last/{name}.safetensors")
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items()), name
+
+
+def test_a_branch_that_begins_to_average_begins_with_the_weights_of_its_checkpoint(packed):
+    steady = RUNNING.model_copy(update={"schedule": "constant"})
+    source = checkpoint(packed, steady, 12)
+    branch = run_in(packed, begun_with(source, steady, max_steps=13, ema_decay=0.999), KEEPING)
+    average, start, end = (
+        weights(branch),
+        load_file(source / "model.safetensors"),
+        load_file(branch / "last/raw.safetensors"),
+    )
+    decay = decay_at(12, 0.999)
+    for name, tensor in average.items():
+        torch.testing.assert_close(tensor, decay * start[name] + (1 - decay) * end[name], atol=1e-6, rtol=1e-5)

@@ -23,6 +23,9 @@ from stages.train.low_bit import LowBit
 from stages.train.muon import Muon
 from stages.train.params import TrainParams
 
+# States of all parameters together at most, bytes a parameter.
+STATE_BYTES = {"adamw": 8, "muon": 8, "lion": 4, "adamw_8bit": 3, "adamw_fp8": 3, "lion_fp8": 2}
+
 
 class Optimizers:
     """The optimizers of a run behind one step, with states by parameter name."""

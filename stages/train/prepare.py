@@ -28,8 +28,6 @@ from stages.train.own import own_objective
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 
-# Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Tokens whose logits are held at once under `loss_chunk_tokens: auto`. On an H200, 4,096 were as fast as more.
 LOSS_CHUNK_TOKENS = {"cpu": 0, "cuda": 4096}
 
@@ -98,12 +96,3 @@ def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
     if any("." in name for name in (model.config.norm, model.config.mlp, *model.config.kinds)):
         return "parts of your own may wait for the device"
     return "" if wants_compile(execution, ranks) else "execution.compile is off"
-
-
-def micro_batch_rows(execution: Execution, ranks: Ranks, rows_per_step: int, context_length: int) -> int:
-    """Rows per forward pass: as asked, else the divisor of a rank's rows that comes nearest to a good size."""
-    if execution.micro_batch != "auto":
-        return execution.micro_batch
-    rows = max(1, rows_per_step // ranks.world)
-    most = max(1, MICRO_BATCH_TOKENS[torch.device(ranks.device).type] // context_length)
-    return max(divisor for divisor in range(1, min(rows, most) + 1) if rows % divisor == 0)

@@ -21,6 +21,7 @@ from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
 from stages.train.average import WeightAverage
+from stages.train.fitting import micro_batch_rows
 from stages.train.initial import load_initial_weights
 from stages.train.micro_step import GraphedMicroStep, MicroStep
 from stages.train.objective import autocast
@@ -28,7 +29,7 @@ from stages.train.optimizers import Optimizers
 from stages.train.origin import origin_of, run_key
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
-from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_compile
+from stages.train.prepare import micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
 from stages.train.scaler import LossScaler
 from stages.train.state import Checkpoints, Component, TrainState
@@ -131,7 +132,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
             say(f"train: resuming at step {state.step} of {params.max_steps}")
     if average is not None:
         average.begin()
-    micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
+    micro_batch = micro_batch_rows(objective, optimizers, params, job.execution, ranks, train_rows)
     step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,

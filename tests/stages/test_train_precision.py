@@ -1,4 +1,4 @@
-"""Half and 8-bit precision, activation checkpointing and graphs: near what is exact, and refused where they cannot be."""
+"""Half and 8-bit precision, checkpointing and graphs: near what is exact, and refused where they cannot be."""
 
 import dataclasses
 
@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from model.decoder import Decoder
-from stages.errors import BadInput
+from stages.errors import BadInput, Failed
 from stages.execution import Execution
+from stages.tokens import TokenRows
 from stages.train import float8
 from stages.train.activations import checkpoint_activations
 from stages.train.cross_entropy import LossTerms
+from stages.train.fitting import micro_batch_rows, useful_rows
 from stages.train.float8 import Float8Linear, convert_to_float8
 from stages.train.objective import CausalObjective, autocast
+from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
 from stages.train.prepare import no_graph, prepare
 from stages.train.ranks import Ranks
@@ -165,6 +168,29 @@ def test_a_graph_is_refused_with_the_reason():
     assert "experts" in no_graph(Decoder(ARCHITECTURES["experts"], 61), Execution(), gpu)
 
 
+def test_micro_batches_divide_the_rows_of_a_rank():
+    assert useful_rows(12, 256, ONE) == [4, 3, 2, 1]  # 1,024 tokens on CPUs
+    assert useful_rows(7, 64, ONE) == [7, 1]
+    assert useful_rows(5, 4096, ONE) == [1]
+    assert useful_rows(128, 1024, Ranks(0, 1, "cuda"))[:2] == [64, 32]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_trial_takes_what_fits_and_leaves_nothing(packed, monkeypatch):
+    rows = TokenRows(packed / "data/pack/train")
+    model = Decoder(MODEL, rows.vocab_size, rows.context_length).cuda()
+    model.initialise(torch.Generator().manual_seed(0))
+    params = TRAIN.model_copy(update={"precision": "bf16"})
+    optimizers = Optimizers(model, params)
+    objective = CausalObjective(model)
+    ranks = Ranks(0, 1, "cuda")
+    assert micro_batch_rows(objective, optimizers, params, Execution(), ranks, rows) == 8
+    assert all(parameter.grad is None for parameter in model.parameters())
+    monkeypatch.setattr("stages.train.fitting.SPARE", 2.0)  # twice the card
+    with pytest.raises(Failed, match="one row of 16 tokens"):
+        micro_batch_rows(objective, optimizers, params, Execution(), ranks, rows)
+
+
 @pytest.mark.parametrize("kind", ["every_0", "some", "every_x", "FULL"])
 def test_an_unknown_kind_of_checkpointing_is_refused(kind):
     with pytest.raises(ValueError, match="activation_checkpointing"):
@@ -190,7 +216,6 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_nats():
 @pytest.mark.parametrize("pattern", ["full", "swa"])
 def test_a_graph_is_the_kernels_one_by_one(packed, precision, pattern):
     """Gradients of three micro-batches with other numbers of documents, by replay and by launches."""
-    from stages.tokens import TokenRows
     from stages.train.batches import Batches
     from stages.train.micro_step import EagerMicroStep, GraphedMicroStep
 

@@ -12,6 +12,8 @@ from torch import distributed
 from stages.errors import BadInput
 from stages.execution import Execution, n_cores
 
+_left: list[object] = []
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
@@ -65,5 +67,8 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
 
 
 def leave_ranks() -> None:
+    """Leaves the group, and keeps it until the process ends: where DDP was its last owner, it freed it while it held
+    Python's lock, and waited for a thread of the group that waited for that lock."""
     if distributed.is_initialized():
+        _left.append(distributed.group.WORLD)
         distributed.destroy_process_group()

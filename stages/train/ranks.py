@@ -46,11 +46,16 @@ class Ranks:
 
 
 def join_ranks(execution: Execution, launched: bool) -> Ranks:
-    """Sets threads and device and, if torchrun launched this process, joins the group it describes.
+    """Sets threads and device and, if torchrun launched this process, joins the group it describes, once.
 
     Without `launched` the environment is not read: a cluster's shell may have a WORLD_SIZE of its own.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if launched and name not in os.environ]:
+        raise BadInput(
+            f"execution.launcher is environment, but {', '.join(missing)} is not set; start this by torchrun, or set "
+            "execution.launcher to stage"
+        )
     world, rank, local_rank, local_world = (int(os.environ[name]) for name in names) if launched else (1, 0, 0, 1)
     torch.set_num_threads(execution.threads or max(1, n_cores() // local_world))
     device = execution.torch_device()
@@ -61,7 +66,7 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
-    if world > 1:
+    if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return Ranks(rank, world, device)
 

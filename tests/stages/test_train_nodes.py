@@ -38,8 +38,9 @@ def checkout(folder: Path, data: Path, **execution: object) -> Path:
 def start_node(root: Path, number: int, port: int) -> subprocess.Popen:
     """torchrun as the user gives it on each of two nodes."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1",
-        "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "stages.train",
+        sys.executable, "-m", "torch.distributed.run", "--signals-to-handle=SIGTERM,SIGUSR1", "--nnodes=2",
+        f"--node-rank={number}", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+        "-m", "stages.train",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with (root / "output").open("w") as output:
@@ -66,7 +67,7 @@ def test_two_nodes_stop_together_and_another_checkout_goes_on_with_their_scratch
     deadline = time.monotonic() + 120
     while max(checkpoints_in(folder), default=0) < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
-    nodes[0].send_signal(signal.SIGTERM)
+    nodes[0].send_signal(signal.SIGUSR1)
     for node in nodes:
         node.wait(60)
     said = [(root / "output").read_text() for root in roots]

@@ -41,8 +41,8 @@ setup: $(VENV)/.installed  ## make .venv, install everything, choose how DVC lin
 repro: setup  ## run the pipeline, or what has changed of it (params.yaml, dvc.yaml)
 	dvc repro
 
-test: setup  ## run the tests
-	pytest
+test: setup  ## run the tests, a file at a time on each core
+	pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	ruff check .

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.context import Mask, Places, Reach, visible
-from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed
+from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed, register_flash4
 from model.flex import attend_flex, block_mask
 
 NAMES = ("sdpa", "flex", "varlen", "fa4")
@@ -129,16 +129,18 @@ def choose(case: Case, wanted: str = "auto") -> str:
     return next(name for name in preference(case) if not unfit(name, case))
 
 
-def make_mask(backend: str, places: Places, reach: Reach, causal: bool) -> Mask:
-    """The mask of a forward pass without a cache, in the form of the backend."""
+def make_mask(backend: str, places: Places, reach: Reach, causal: bool, n_documents: int | None = None) -> Mask:
+    """The mask of a forward pass without a cache, in the form of the backend. `n_documents` of all rows, if known."""
     plain = places.segments is None and not reach.window
+    if backend == "fa4":
+        register_flash4()
     if backend == "sdpa":
         form: object = None if plain else visible(places, places, reach, causal)
     elif backend == "flex":
         form = block_mask(places, reach, causal)
     else:
         whole_rows = places.segments is None and backend == "fa4" and not reach.sinks
-        form = None if whole_rows else document_bounds(places)
+        form = None if whole_rows else document_bounds(places, n_documents)
     return Mask(backend, reach, causal, form)
 
 

@@ -9,6 +9,7 @@ Vocabulary and context length are no fields: they come from the packed data. A s
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal, NamedTuple
 
 from model.pattern import MOST_LAYERS, expand
@@ -97,8 +98,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     init_std: float = 0.02
     residual_init: Literal["auto", "zero", "scaled", "normal"] = "auto"
-    init_from: str = ""
-    init_sha256: str = ""
+    init_sha256: str = ""  # of first weights, which lie wherever execution says
 
     def __post_init__(self) -> None:
         self._take_sizes()
@@ -117,8 +117,12 @@ class ModelConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
         if not 0 <= self.logit_softcap < float("inf"):
             raise ValueError(f"logit_softcap is {self.logit_softcap}; it must be positive, or 0 for none")
-        if self.init_from and not self.init_sha256:  # a checkpoint keeps the sha256 alone
-            raise ValueError("init_from needs init_sha256, the sha256 of the folder's model.safetensors; set it")
+        object.__setattr__(self, "init_sha256", self.init_sha256.strip().lower())
+        if not re.fullmatch("([0-9a-f]{64})?", self.init_sha256):
+            raise ValueError(
+                f"init_sha256 is {self.init_sha256!r}; it must be the 64 hexadecimal digits of the sha256 of a "
+                "model.safetensors, or '' to draw the first weights"
+            )
 
     def _take_sizes(self) -> None:
         if self.preset and self.preset not in PRESETS:

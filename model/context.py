@@ -59,6 +59,14 @@ def visible(queries: Places, keys: Places, reach: Reach = EVERYTHING, causal: bo
     return seen[:, None]
 
 
+def count_documents(segments_BT: Tensor) -> int:
+    """The documents of all rows; the padding of a row counts as one. Example: segments 001 00- are 4.
+
+    On a GPU this waits for the device: those who train count where the rows are made (stages/train/batches.py).
+    """
+    return len(segments_BT) + int((segments_BT[:, 1:] != segments_BT[:, :-1]).sum())
+
+
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """What `visible` says, in the form that a backend of attention wants.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.context import Mask, Places
+from model.context import Mask, Places, count_documents
 from model.sinks import add_sink_gradients_, add_sinks_
 
 WINDOW_ACCUMULATOR_BYTES = 128 << 20
@@ -45,15 +45,22 @@ def flash4_is_installed() -> bool:
     )
 
 
-def document_bounds(places: Places) -> Bounds:
-    """Where documents begin; padding counts as a document of its own. Example: segments 001 00-: 0 2 3 5 6."""
+def document_bounds(places: Places, n_documents: int | None = None) -> Bounds:
+    """Where documents begin; padding counts as a document of its own. Example: segments 001 00-: 0 2 3 5 6.
+
+    Args:
+        n_documents: their number (model/context.py), so that nobody has to wait until the device has counted them.
+    """
     B, T = places.positions.shape
     begins = torch.zeros((B, T), dtype=torch.bool, device=places.positions.device)
     begins[:, 0] = True
     if places.segments is not None:
         begins[:, 1:] = places.segments[:, 1:] != places.segments[:, :-1]
-    offsets = torch.nn.functional.pad(begins.flatten().nonzero()[:, 0].int(), (0, 1), value=B * T)
+    if n_documents is None:
+        n_documents = B if places.segments is None else count_documents(places.segments)
     documents = begins.flatten().cumsum(dim=0, dtype=torch.int32) - 1
+    number = torch.arange(n_documents + 1, dtype=torch.int32, device=documents.device)
+    offsets = torch.searchsorted(documents, number, out_int32=True)  # nonzero would wait for the device
     if offsets.is_cuda:
         torch._dynamo.mark_dynamic(offsets, 0)  # so that another number of documents compiles nothing again
     return Bounds(offsets, offsets[documents], documents, T)
@@ -79,12 +86,12 @@ def attend_flash4(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask, sc
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q_BHTD, k_BKTD, v_BKTD))
     window, sinks = mask.reach
     if mask.form is None:
-        y_BTHD, _ = _operator()(q, k, v, scale, mask.causal, window, 0, None, None, None, 0)
+        y_BTHD, _ = torch.ops.millrace.flash4(q, k, v, scale, mask.causal, window, 0, None, None, None, 0)
         return y_BTHD.transpose(1, 2)
     assert isinstance(mask.form, Bounds)
     offsets, starts, documents, longest = mask.form
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    y, _ = _operator()(q, k, v, scale, mask.causal, window, sinks, offsets, starts, documents, longest)
+    y, _ = torch.ops.millrace.flash4(q, k, v, scale, mask.causal, window, sinks, offsets, starts, documents, longest)
     return y.unflatten(0, (B, T)).transpose(1, 2)
 
 
@@ -102,8 +109,12 @@ def head_groups(q: Tensor, k: Tensor, window: int) -> list[tuple[slice, slice]]:
 
 
 @functools.cache
-def _operator() -> Any:
-    """flash-attn-4 with sinks as an operator of torch, so that torch.compile neither breaks nor looks inside."""
+def register_flash4() -> None:
+    """Makes flash-attn-4 with sinks the operator `millrace::flash4`, which torch.compile takes as it is.
+
+    Called where masks are made, outside what is compiled: asked for from within, it broke every block in two, and
+    the copies between them cost more than the attention.
+    """
     interface = importlib.import_module("flash_attn.cute.interface")
 
     def common(causal: bool, window: int, offsets: Tensor | None, longest: int) -> dict[str, Any]:
@@ -178,4 +189,3 @@ def _operator() -> Any:
         return dq, dk, dv, *[None] * 8
 
     forward.register_autograd(gradients, setup_context=save)
-    return forward

@@ -7,14 +7,18 @@ from the config and called as the built-in ones are:
     an MLP          Class(config)(x)
     an attention    Class(config)(x_BTC, context), context being model.context.Context
 
-Its file stands below model/, where the fingerprints see it: an edit in it retrains.
+Its file stands below model/, where the fingerprints see it: an edit in it retrains. What such a class raises is told
+in one line with its place, such as `norm: model.mine.Norm: model/mine.py:7: KeyError: 'width'`.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -42,27 +46,34 @@ OWN_MODULE = re.compile(r"model\.[A-Za-z_]\w*")
 
 
 def norm_of(config: ModelConfig, size: int) -> nn.Module:
-    return _named(NORMS, "norm", config.norm)(size, config.norm_eps)
+    return _made(NORMS, "norm", config.norm, size, config.norm_eps)
 
 
 def attention_of(config: ModelConfig, kind: str) -> nn.Module:
-    return _named(ATTENTIONS, "layer_pattern", kind)(config)
+    return _made(ATTENTIONS, "layer_pattern", kind, config)
 
 
 def mlp_of(config: ModelConfig, layer: int) -> nn.Module:
-    return Experts(config) if config.has_experts(layer) else _named(MLPS, "mlp", config.mlp)(config)
+    return Experts(config) if config.has_experts(layer) else _made(MLPS, "mlp", config.mlp, config)
 
 
-def _named(built_in: dict[str, Any], field: str, name: str) -> Any:
+def told(name: str, error: Exception) -> str:
+    """What a class of one's own raised, with the last place in its file, in one line."""
+    file = Path(f"{name.rpartition('.')[0].replace('.', '/')}.py")
+    possible = {str(Path(folder, file.name)) for folder in sys.modules[__package__].__path__}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in possible]
+    place = f"{file}:{lines[-1]}: " if lines else ""
+    return f"{name}: {place}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _made(built_in: dict[str, Any], field: str, name: str, *arguments: Any) -> nn.Module:
     if name in built_in:
-        return built_in[name]
+        return built_in[name](*arguments)
     module, _, attribute = name.rpartition(".")
     if not OWN_MODULE.fullmatch(module):
         raise ValueError(f"{field}: {name!r} is unknown; there are {', '.join(built_in)}, or model.FILE.CLASS")
     try:
         # Relative, since an export carries these files under another package's name.
-        return getattr(importlib.import_module(module.removeprefix("model"), __package__), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{field}: {name}: {error}; expected class {attribute} in {module.replace('.', '/')}.py"
-        ) from None
+        return getattr(importlib.import_module(module.removeprefix("model"), __package__), attribute)(*arguments)
+    except Exception as error:  # a user's code raises whatever it likes
+        raise ValueError(f"{field}: {told(name, error)}") from error

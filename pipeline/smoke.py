@@ -28,8 +28,13 @@ from stages.params import ParamsFile
 
 RECIPE = Path("recipes") / "smoke.yaml"
 LARGE_BYTES = 16 << 20
-# Where trackers and scratch are, as the environment may say; the copy has its own.
-ELSEWHERE = ("MLFLOW_TRACKING_URI", "MILLRACE_EXECUTION__TRACKING_URI", "MILLRACE_EXECUTION__SCRATCH")
+# Where trackers, scratch and first weights are, as the environment may say; the copy has its own, and draws weights.
+ELSEWHERE = (
+    "MLFLOW_TRACKING_URI",
+    "MILLRACE_EXECUTION__TRACKING_URI",
+    "MILLRACE_EXECUTION__SCRATCH",
+    "MILLRACE_EXECUTION__INIT_FROM",
+)
 
 
 @contextlib.contextmanager
@@ -121,7 +126,7 @@ def fitted(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
         pattern = pattern_of(model.get("layer_pattern", "auto"), model.get("preset", ""))
         layers = max(recipe["model"]["n_layers"], len(cycle(pattern)))
         dense = min(model.get("dense_layers", 0), layers - 1)
-        besides = {"n_layers": layers, "dense_layers": dense, "init_from": "", "init_sha256": ""}
+        besides = {"n_layers": layers, "dense_layers": dense, "init_sha256": ""}
         return {**recipe, "model": {**recipe["model"], **besides}}
     return dict(recipe)
 

@@ -7,6 +7,7 @@ the same samples in the same order, and on CPUs the same bits at equal threads a
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,12 +24,20 @@ class Execution(Section):
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_[1-9][0-9]*)$")] = "none"
+    loss_chunk_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"
+    init_from: str = ""
     scratch: str = ""
     scratch_gb: float = Field(default=50, ge=0)
     checkpoint_interval: int = Field(default=100, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
     log_interval: int = Field(default=10, ge=1)
+    spike_threshold: float = Field(default=6.0, ge=0)
+    sample_prompts: list[str] = []
+    sample_tokens: int = Field(default=64, ge=1)
+    profile: int = Field(default=0, ge=0)
     tracking: bool = True
     tracking_uri: str = ""
 
@@ -47,6 +56,11 @@ class Execution(Section):
                 "execution.device is cuda, but torch sees no GPU; set it to auto or cpu, or run `millrace doctor`"
             )
         return self.device
+
+    def init_folder(self, root: Path) -> Path:
+        """The folder `init_from` of first weights. A relative path begins in the main repository, also where the
+        workspace `root` is a temporary copy of it."""
+        return Path(os.environ.get("DVC_ROOT") or root) / Path(self.init_from).expanduser()
 
     def n_workers(self) -> int:
         """Worker processes of a data stage: `workers`, or one per core that this process may use."""

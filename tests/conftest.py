@@ -1,8 +1,13 @@
-"""Property tests draw the same examples every time; HYPOTHESIS_PROFILE=default draws new ones."""
+"""Property tests draw the same examples every time; HYPOTHESIS_PROFILE=default draws new ones.
+
+Tests that send SIGHUP mean what a terminal means by it, also where `nohup` has told all programs to ignore it.
+"""
 
 import os
+import signal
 
 from hypothesis import settings
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -7,17 +7,17 @@ judge alone stands in its schema.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
 from stages.checkpoint import named, wrong_sha256
-from stages.first_weights import problem_of_folder
+from stages.errors import BadInput
+from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
 from stages.train.params import NOT_THERE, run_and_step
-
-Problem = tuple[list[str], str]
 
 
 def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
@@ -26,9 +26,9 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     Raises:
         BadInput: the first impossible combination, with its line and the mend.
     """
-    for check in CHECKS:
-        for keys, problem in check(sections):
-            raise params.fail(keys, problem)
+    by_section = (check(sections) for check in CHECKS)
+    for keys, problem in itertools.chain(*by_section, initial_weights(sections, params.path.parent)):
+        raise params.fail(keys, problem)
 
 
 def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -60,15 +60,27 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
 
 
-def initial_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """The folder of `init_from` is whole, of this architecture, and the one that `init_sha256` means."""
-    model = sections["model"]
-    if model.init_sha256 and not model.init_from:
-        yield ["model", "init_sha256"], "belongs to init_from; name the folder of these weights there, or set it to ''"
-    if model.init_from and Path(model.init_from).expanduser().resolve().is_relative_to(Path("data").resolve()):
-        yield ["model", "init_from"], "lies in data/, which the stages write anew; copy the folder elsewhere first"
-    elif model.init_from and (found := problem_of_folder(model)):
-        yield ["model", found[0]], found[1]
+def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """The folder of first weights is whole, of this architecture, and the one that `init_sha256` means; where a
+    training has begun from them, nobody needs it any more."""
+    model, execution = sections["model"], sections["execution"]
+    if sections["train"].resume_from or (model.init_sha256 and has_begun(model, execution, root)):
+        return
+    if found := problem_of_first_weights(model, execution, root, sections["pack"].context_length):
+        yield found
+    folder, given = execution.init_folder(root), sections["tokenizer"].file
+    if model.init_sha256 and given and (folder / "tokenizer.json").is_file():
+        yield from tokenizer_of_first_weights(folder, root / Path(given).expanduser())
+
+
+def tokenizer_of_first_weights(folder: Path, given: Path) -> Iterator[Problem]:
+    """Where the tokenizer of the data is a file, it can be compared before there are data."""
+    try:
+        problem = tokenizer_problem(folder, given) if given.is_file() else None  # the stage tokenizer misses it
+    except BadInput as error:
+        problem = str(error)
+    if problem:
+        yield FOLDER, f"{folder}: tokenizer.json: {problem}; name weights of the tokenizer of the data"
 
 
 def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -85,9 +97,4 @@ def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield ["train", "resume_sha256"], problem
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
-    whole_rows,
-    built_in_parts,
-    initial_weights,
-    resumed_checkpoint,
-)
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts, resumed_checkpoint)

@@ -9,23 +9,40 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.context import count_documents
 from stages.errors import BadInput
 from stages.tokens import Batch, TokenRows, data_order
 
 
+class MicroBatch(NamedTuple):
+    """Rows as the objective takes them, int64 [B, T] each.
+
+    Attributes:
+        n_documents: of all rows; counted here, since to ask a GPU would be to wait for it.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    segments: Tensor
+    positions: Tensor
+    n_documents: int
+
+
 @dataclasses.dataclass(frozen=True)
 class StepBatches:
-    """The micro-batches of one rank in one step: inputs, labels, segments and positions, int64 [B, T].
+    """The micro-batches of one rank in one step.
 
     Attributes:
         n_labels: of the global batch, all ranks together.
     """
 
-    micro_batches: list[tuple[Tensor, ...]]
+    micro_batches: list[MicroBatch]
     n_labels: int
 
 
@@ -71,12 +88,18 @@ class Batches:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def tensors_of(batch: Batch, pinned: bool) -> tuple[Tensor, ...]:
+def tensors_of(batch: Batch, pinned: bool) -> MicroBatch:
     """The arrays of a batch as tensors, in memory that a GPU copies from by itself if `pinned`."""
-    arrays = (batch.inputs, batch.labels, batch.segments, batch.positions)
-    tensors = map(torch.from_numpy, arrays)
-    return tuple(tensor.pin_memory() if pinned else tensor for tensor in tensors)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
+
+    segments = tensor(batch.segments)
+    return MicroBatch(
+        tensor(batch.inputs), tensor(batch.labels), segments, tensor(batch.positions), count_documents(segments)
+    )
 
 
-def to_device(tensors: tuple[Tensor, ...], device: str) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+def to_device(batch: MicroBatch, device: str) -> MicroBatch:
+    inputs, labels, segments, positions = (tensor.to(device, non_blocking=True) for tensor in batch[:4])
+    return MicroBatch(inputs, labels, segments, positions, batch.n_documents)

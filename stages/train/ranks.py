@@ -17,11 +17,16 @@ _left: list[object] = []
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """One process among `world`. With one process nothing is communicated."""
+    """One process among `world`. With one process nothing is communicated.
+
+    Attributes:
+        processors: the same group by way of the processors; None where the group itself goes that way.
+    """
 
     rank: int
     world: int
     device: str
+    processors: distributed.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -39,6 +44,14 @@ class Ranks:
         """The same for a tensor on the device, in place."""
         if self.world > 1:
             distributed.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. The processors tell each other; no device is waited for."""
+        if self.world == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self.processors)
+        return bool(told)
 
     def barrier(self) -> None:
         if self.world > 1:
@@ -66,9 +79,12 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Ranks(rank, world, device)
+    if world == 1:
+        return Ranks(rank, world, device)
+    on_gpu = device.startswith("cuda")
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return Ranks(rank, world, device, processors=distributed.new_group(backend="gloo") if on_gpu else None)
 
 
 def leave_ranks() -> None:

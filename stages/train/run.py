@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -9,27 +10,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.experts import Experts
 from model.size import summary
-from stages.entry import Job
+from stages.entry import Job, plain
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
+from stages.train.average import WeightAverage
+from stages.train.fitting import micro_batch_rows
 from stages.train.initial import load_initial_weights
-from stages.train.objective import OBJECTIVES, autocast, compile_parts
+from stages.train.micro_step import GraphedMicroStep, MicroStep
+from stages.train.objective import autocast
 from stages.train.optimizers import Optimizers
-from stages.train.origin import described, origin_of, run_key
+from stages.train.origin import origin_of, run_key
+from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
+from stages.train.prepare import micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
+from stages.train.scaler import LossScaler
 from stages.train.state import Checkpoints, Component, TrainState
 
-# Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+WEIGHTS_BESIDE = "raw"  # the component of checkpoints that holds the weights behind the average
 
 
 @dataclasses.dataclass
@@ -39,7 +44,7 @@ class TrainingRun:
     Attributes:
         model: the bare decoder; `objective` wraps it for compile and for DDP.
         config: config.json of its checkpoints.
-        micro_batch: rows per forward pass.
+        micro_batch: rows per forward pass; `micro_step` is that pass and the backward one.
         components: what else has tensors that outlive a step, by the name of its file in checkpoints.
     """
 
@@ -57,6 +62,8 @@ class TrainingRun:
     state: TrainState
     rows_per_step: int
     micro_batch: int
+    micro_step: MicroStep
+    scaler: LossScaler | None
     components: dict[str, Component]
 
     @functools.cached_property
@@ -65,85 +72,98 @@ class TrainingRun:
         return [module for module in self.model.modules() if isinstance(module, Experts)]
 
     @property
+    def average(self) -> WeightAverage | None:
+        average = self.components.get(WEIGHTS_BESIDE)
+        return average if isinstance(average, WeightAverage) else None
+
+    def published_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model has the weights that it is judged by and saved with: the average, if any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `train.patience` validations in a row were no improvement."""
+        return 0 < self.params.patience <= self.state.validations_without_improvement
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.params.max_steps or self.stopped_early
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
+        return isinstance(self.micro_step, GraphedMicroStep)
+
+    @property
     def execution(self) -> Execution:
         return self.job.execution
 
 
 def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: Ranks, folder: Path) -> TrainingRun:
-    """Data, model, optimizers; then what a checkpoint in `folder` restores; then compile and DDP."""
+    """Data, model, optimizers; then what a checkpoint in `folder` restores."""
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
-        "model": described(model_config, "model"),
+        "model": plain(model_config),
         "vocab_size": train_rows.vocab_size,
         "context_length": train_rows.context_length,
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
     }
     rows_per_step = params.batch_tokens // train_rows.context_length
-    model = new_model(model_config, params, train_rows, job, ranks)
-    if ranks.first:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"train: {summary(model_config, parameters)}")
-    optimizers = Optimizers(model, params)
     origin = origin_of(job)
     identity = {"run": run_key(origin), "lineage": [], "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity, origin, job.execution.keep_checkpoints)
-    state = TrainState()
-    components: dict[str, Component] = {}
     newest = checkpoints.newest()
+    model = new_model(model_config, params, train_rows, job, ranks, resumes=newest is not None)
+    if ranks.first:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(f"train: {summary(model_config, parameters)}")
+    objective = prepare(model, params, job.execution, ranks)
+    optimizers = Optimizers(model, params, wants_compile(job.execution, ranks))
+    state = TrainState()
+    scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
+    components: dict[str, Component] = {"scaler": scaler} if scaler else {}
+    average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
+    if average is not None:
+        components[WEIGHTS_BESIDE] = average
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
-    bare = OBJECTIVES[params.objective](model, params.z_loss)
-    objective: nn.Module = bare
-    if wants_compile(job.execution, ranks):
-        compile_parts(bare)
-    if ranks.world > 1:
-        on_gpu = ranks.device.startswith("cuda")
-        objective = DistributedDataParallel(
-            objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False
-        )
-    micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
+    if average is not None:
+        average.begin()
+    micro_batch = micro_batch_rows(objective, optimizers, params, job.execution, ranks, train_rows)
+    step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
-        state, rows_per_step, micro_batch, components,
+        state, rows_per_step, micro_batch, step, scaler, components,
     )  # fmt: skip
 
 
-def new_model(config: ModelConfig, params: TrainParams, rows: TokenRows, job: Job, ranks: Ranks) -> Decoder:
-    """The decoder with its first weights, drawn or read from `init_from`, on the device.
+def new_model(
+    config: ModelConfig, params: TrainParams, rows: TokenRows, job: Job, ranks: Ranks, resumes: bool
+) -> Decoder:
+    """The decoder on the device, with its first weights, drawn or read, unless a checkpoint will bring others.
 
     Raises:
-        BadInput: `init_from` does not fit, or the attention backend cannot do what is asked.
+        BadInput: a class of one's own does not work, the first weights do not fit, or the attention backend cannot
+            do what is asked.
     """
-    model = Decoder(config, rows.vocab_size, rows.context_length)
-    if config.init_from:
-        load_initial_weights(model, job.root, rows.index["tokenizer_sha256"])
-    else:
+    try:
+        model = Decoder(config, rows.vocab_size, rows.context_length)
+    except ValueError as error:
+        raise BadInput(f"params.yaml: model.{error}") from error
+    if config.init_sha256 and not resumes:
+        load_initial_weights(model, job, rows.index)
+    elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.to(ranks.device)
     model.attention_backend = job.execution.attention_backend
-    try:
-        with autocast(ranks.device, params.precision):
-            model.context(
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-                torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device),
-            )
-    except ValueError as error:
-        raise BadInput(f"params.yaml: execution.{error}") from None
+    row = torch.zeros(1, rows.context_length, dtype=torch.int64, device=ranks.device)
+    with autocast(ranks.device, params.precision):
+        try:
+            context = model.context(row, row)
+        except ValueError as error:
+            raise BadInput(f"params.yaml: execution.{error}") from None
+        try_own_parts(model, row, context)
     return model
-
-
-def wants_compile(execution: Execution, ranks: Ranks) -> bool:
-    """Whether to compile. `auto` does so on GPUs: on CPUs eager steps with small micro-batches are as fast."""
-    return ranks.device.startswith("cuda") if execution.compile == "auto" else execution.compile
-
-
-def micro_batch_rows(execution: Execution, ranks: Ranks, rows_per_step: int, context_length: int) -> int:
-    """Rows per forward pass: as asked, else the divisor of a rank's rows that comes nearest to a good size."""
-    if execution.micro_batch != "auto":
-        return execution.micro_batch
-    rows = max(1, rows_per_step // ranks.world)
-    most = max(1, MICRO_BATCH_TOKENS[torch.device(ranks.device).type] // context_length)
-    return max(divisor for divisor in range(1, min(rows, most) + 1) if rows % divisor == 0)

@@ -23,6 +23,9 @@ from stages.train.params import TrainParams
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
 
+# Of the folder monitor/; what else lies there, a trace or a memory snapshot, is large and stays in scratch.
+MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
+
 
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
     # a finished run that kept several checkpoints is there to be branched from
@@ -44,6 +47,10 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         link_or_copy(folder_of(folder, metrics["steps"]), job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
+        (job.staging / "monitor").mkdir()
+        for path in (folder / "monitor" / name for name in MONITOR):
+            if path.exists():
+                shutil.copyfile(path, job.staging / "monitor" / path.name)
         (folder / "finished").touch()
 
 

@@ -12,7 +12,7 @@ from model import flash4, flex
 from model.attention import Attention
 from model.backends import Case, choose, make_mask, unfit
 from model.config import ModelConfig
-from model.context import EVERYTHING, Context, Mask, Places, Reach, visible
+from model.context import EVERYTHING, Context, Mask, Places, Reach, count_documents, visible
 from model.latent import LatentAttention
 from tests.model.small import context_of, drawn, places
 
@@ -190,6 +190,30 @@ def test_documents_become_offsets_of_rows_laid_end_to_end():
     bounds = flash4.document_bounds(where)
     assert (bounds.offsets.tolist(), bounds.longest) == ([0, 2, 3, 5, 6], 3)
     assert bounds.starts.tolist() == [0, 0, 2, 3, 3, 5] and bounds.documents.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4),
+    padding=st.integers(0, 5),
+)
+def test_the_bounds_are_those_that_counting_on_the_device_gave(rows, padding):
+    """The number of documents, known before, changes nothing."""
+    T = max(map(sum, rows)) + padding
+    segments = torch.full((len(rows), T), -1)
+    for row, lengths in zip(segments, rows, strict=True):
+        row[: sum(lengths)] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True).flatten()
+    offsets = F.pad(begins.nonzero()[:, 0], (0, 1), value=begins.numel())
+    where = Places(torch.zeros_like(segments), segments)
+    assert count_documents(segments) == len(offsets) - 1
+    for bounds in (flash4.document_bounds(where), flash4.document_bounds(where, count_documents(segments))):
+        assert bounds.offsets.dtype == bounds.starts.dtype == bounds.documents.dtype == torch.int32
+        assert bounds.offsets.tolist() == offsets.tolist() and bounds.longest == T
+        assert bounds.documents.tolist() == (begins.cumsum(0) - 1).tolist()
+        assert bounds.starts.tolist() == offsets[bounds.documents].tolist()
+    whole = flash4.document_bounds(Places(torch.zeros_like(segments)))
+    assert whole.offsets.tolist() == list(range(0, begins.numel() + 1, T))
 
 
 def case(**changes) -> Case:

@@ -96,7 +96,6 @@ def test_a_part_that_is_not_there_is_refused_with_its_line(tmp_path, params):
         ({"norm": "rmsnrom"}, "norm", "'rmsnrom' is unknown; did you mean rmsnorm?"),
         ({"mlp": "silu"}, "mlp", "'silu' is unknown; did you mean swiglu?"),
         ({"layer_pattern": "full+slow"}, "layer_pattern", "'slow' is unknown; there are full, swa, mla"),
-        ({"init_from": "/nowhere", "init_sha256": "ab"}, "init_from", "/nowhere/config.json is not there"),
     ],
 )
 def test_names_that_mean_nothing_are_refused_before_any_work(changes, key, problem):

@@ -101,7 +101,7 @@ def test_the_recipe_in_git_fits_params_yaml(tmp_path: Path) -> None:
         ({"layer_pattern": "swa*2+mla*1", "n_layers": 12}, 3),
         ({"n_experts": 4, "dense_layers": 5, "n_layers": 12}, 2),
         ({"n_experts": 4, "dense_layers": 1}, 2),
-        ({"init_from": "/nowhere", "init_sha256": "ab"}, 2),
+        ({"init_sha256": "ab" * 32}, 2),
         ({"preset": "hybrid"}, 3),
     ],
 )
@@ -118,7 +118,7 @@ def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, l
     kept = {key: value for key, value in model.items() if key in ("layer_pattern", "n_experts", "preset")}
     assert kept.items() <= {name.removeprefix("model."): value for name, value in values.items()}.items()
     assert values["model.dense_layers"] == min(model.get("dense_layers", 0), 1)
-    assert values["model.init_from"] == ""
+    assert values["model.init_sha256"] == values["execution.init_from"] == ""
 
 
 def test_smoke_of_a_pattern_that_is_none_leaves_it_to_be_refused() -> None:

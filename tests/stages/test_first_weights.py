@@ -1,9 +1,11 @@
-"""`model.init_from`: what fits is taken tensor by tensor, what does not is refused in one line."""
+"""First weights: what fits is taken tensor by tensor, what does not is refused in one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,19 @@ from safetensors.torch import load_file, save_file
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.code.combinations import initial_weights
-from stages.entry import file_sha256, write_json
+from stages.entry import Job, file_sha256, plain, write_json
 from stages.errors import BadInput
+from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
 from stages.first_weights import differences
 from stages.huggingface import to_huggingface
+from stages.pack.params import PackParams
+from stages.tokenizer.params import TokenizerParams
 from stages.train.initial import load_initial_weights
+from stages.weights_file import CHUNK, first_not_finite, read_header
 
 VOCABULARY, CONTEXT = 61, 16
+OTHER = "ab" * 32  # the sha256 of no file here
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 PLAIN = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
 GPT2 = dataclasses.replace(
@@ -33,6 +40,11 @@ LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_h
 HYBRID = dataclasses.replace(PLAIN, n_layers=3, layer_pattern="swa*2+mla", window=5, **LATENT)
 EXPERTS = dataclasses.replace(PLAIN, n_experts=4, n_shared_experts=1, expert_size=16, norm="dyt")
 GEMMA = dataclasses.replace(PLAIN, post_norm=True)
+
+
+@pytest.fixture(autouse=True)
+def outside_of_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
 
 
 def drawn(config: ModelConfig, vocab_size: int = VOCABULARY, seed: int = 5) -> Decoder:
@@ -45,7 +57,7 @@ def drawn(config: ModelConfig, vocab_size: int = VOCABULARY, seed: int = 5) -> D
 
 
 def export_folder(folder: Path, decoder: Decoder, own: bool = False) -> ModelConfig:
-    """Writes it as transformers reads it; the config that starts from there."""
+    """Writes it as transformers reads it; the config whose first weights these are."""
     folder.mkdir(parents=True)
     sizes = decoder.vocab_size, CONTEXT
     if own:
@@ -59,18 +71,26 @@ def export_folder(folder: Path, decoder: Decoder, own: bool = False) -> ModelCon
 
 
 def started(config: ModelConfig, folder: Path) -> ModelConfig:
-    return dataclasses.replace(config, init_from=str(folder), init_sha256=file_sha256(folder / "model.safetensors"))
+    return dataclasses.replace(config, init_sha256=file_sha256(folder / "model.safetensors"))
 
 
-def load(config: ModelConfig, root: Path, tokenizer_sha256: str = "0" * 64) -> dict[str, torch.Tensor]:
-    decoder = Decoder(config, VOCABULARY, CONTEXT)
-    load_initial_weights(decoder, root, tokenizer_sha256)
+def load(
+    config: ModelConfig, root: Path, tokenizer_sha256: str = "0" * 64, n: int = CONTEXT
+) -> dict[str, torch.Tensor]:
+    """What train starts with, of the folder `theirs` in this workspace."""
+    decoder = Decoder(config, VOCABULARY, n)
+    index = {"tokenizer_sha256": tokenizer_sha256, "context_length": n}
+    load_initial_weights(decoder, Job("train", root, Execution(init_from="theirs")), index)
     return decoder.state_dict()
 
 
-def problem_in_code(config: ModelConfig) -> str:
+def problem_in_code(config: ModelConfig, root: Path, folder: str = "theirs", n: int = CONTEXT, given: str = "") -> str:
     """What the stage `code` says, with the key; empty if it finds nothing."""
-    return "".join(f"{'.'.join(keys)}: {problem}" for keys, problem in initial_weights({"model": config}))
+    execution, pack = Execution(init_from=folder), PackParams(context_length=n)
+    tokenizer = TokenizerParams(file=given, file_sha256=OTHER if given else "")
+    sections = {"model": config, "execution": execution, "pack": pack, "tokenizer": tokenizer}
+    found = initial_weights(sections, root)
+    return "".join(f"{'.'.join(keys)}: {problem}" for keys, problem in found)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +101,7 @@ def problem_in_code(config: ModelConfig) -> str:
 def test_every_tensor_is_that_of_the_folder(tmp_path: Path, config: ModelConfig, own: bool) -> None:
     decoder = drawn(config)
     start = export_folder(tmp_path / "theirs", decoder, own)
-    assert problem_in_code(start) == ""
+    assert problem_in_code(start, tmp_path) == ""
     loaded, wanted = load(start, tmp_path), decoder.state_dict()
     assert loaded.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -90,12 +110,18 @@ def test_every_tensor_is_that_of_the_folder(tmp_path: Path, config: ModelConfig,
         assert not loaded[name][n:].any()
 
 
-def write_tokenizer(path: Path, merges: list[Any], shift: int = 0) -> str:
+WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}],
+}
+
+
+def write_tokenizer(path: Path, merges: list[Any], shift: int = 0, **steps: Any) -> str:
     vocabulary = {f"t{i}": i + (shift if i > 40 else 0) for i in range(2, VOCABULARY)}
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
     special = [{"id": 0, "content": "<|endoftext|>"}, {"id": 1, "content": "<|pad|>"}]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"model": model, "added_tokens": special})
+    write_json(path, {"model": model, "added_tokens": special, **steps})
     return file_sha256(path)
 
 
@@ -128,14 +154,31 @@ def test_a_vocabulary_that_is_too_small_is_refused_with_its_tokenizer_beside(tmp
         ({"merges": [["a", "b"], ["d", "c"]]}, "merge 1 is 'd c' there and 'c d' in"),
         ({"merges": [["a", "b"]]}, "1 merges there and 2 in"),
         ({"merges": [["a", "b"], ["c", "d"]], "shift": 3}, "token 't41' has 44 there and 41 in"),
+        ({"merges": [["a", "b"], ["c", "d"]], "normalizer": {"type": "NFC"}}, "its normalizer is not the one in"),
+        ({"merges": [["a", "b"], ["c", "d"]], "pre_tokenizer": WORDS}, "its pre_tokenizer is not the one in"),
     ],
 )
 def test_another_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     start = export_folder(tmp_path / "theirs", drawn(PLAIN))
     sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [["a", "b"], ["c", "d"]])
     write_tokenizer(tmp_path / "theirs/tokenizer.json", **change)
-    with pytest.raises(BadInput, match=f"params.yaml: model.init_from: .*theirs: tokenizer.json: .*: {problem}"):
+    with pytest.raises(BadInput, match=f"params.yaml: execution.init_from: .*theirs: tokenizer.json: .*: {problem}"):
         load(start, tmp_path, sha256)
+    assert problem_in_code(start, tmp_path) == "", "without a tokenizer.file it is not there yet"
+    assert re.search(
+        f"^execution.init_from: .*theirs: tokenizer.json: {problem}",
+        problem_in_code(start, tmp_path, given="data/tokenizer/tokenizer.json"),
+    )
+
+
+def test_the_same_tokenizer_in_another_form_is_fine(tmp_path: Path) -> None:
+    """As older and newer versions of tokenizers write it."""
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    given = "data/tokenizer/tokenizer.json"
+    write_tokenizer(tmp_path / given, [["a", "b"]], normalizer=None, pre_tokenizer=WORDS)
+    alone = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    write_tokenizer(tmp_path / "theirs/tokenizer.json", ["a b"], pre_tokenizer=alone)
+    assert problem_in_code(start, tmp_path, given=given) == ""
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -143,7 +186,7 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     sha256 = write_tokenizer(tmp_path / "data/tokenizer/tokenizer.json", [])
     for content in ("{", '{"model": 3}', "[]"):
         (tmp_path / "theirs/tokenizer.json").write_text(content)
-        with pytest.raises(BadInput, match=r"model.init_from: .*theirs: tokenizer.json: "):
+        with pytest.raises(BadInput, match=r"execution.init_from: .*theirs: tokenizer.json: "):
             load(start, tmp_path, sha256)
 
 
@@ -157,6 +200,20 @@ def set_keys(**values: Any) -> Callable[[Path], None]:
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Another header before the same bytes."""
+
+    def rewrite(folder: Path) -> None:
+        content = (folder / "model.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        described = json.loads(content[8 : 8 + length])
+        change(described)
+        text = json.dumps(described).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return rewrite
 
 
 def cut(folder: Path) -> None:
@@ -196,6 +253,11 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
         (write("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"), "model.safetensors: holds no tensor"),
         (write("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"), "model.safetensors: its header is damaged"),
         (cut, r"model.safetensors: has [\d,]+ bytes of [\d,]+; download"),
+        (header(lambda h: h[QUERY].update(shape=[32, -32])), "model.safetensors: its header is damaged"),
+        (header(lambda h: h[QUERY].update(shape=[32, 31])), rf"model.safetensors: {QUERY}, F32 \[32, 31\], lies at"),
+        (header(lambda h: h[QUERY].update(data_offsets=[0, 4096])), "model.safetensors: .*, lies at .* not where"),
+        (header(lambda h: h.pop(QUERY)), "model.safetensors: .*, lies at bytes .* not its size or not where the one"),
+        (header(lambda h: h[QUERY].update(data_offsets=[9, 1])), "model.safetensors: its header is damaged"),
         (tensors(lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})), f"model.safetensors: {QUERY} is I8; weights"),
     ],
 )  # fmt: skip
@@ -205,19 +267,57 @@ def test_a_damaged_folder_is_refused_by_the_stage_code_in_one_line(
     export_folder(tmp_path / "theirs", drawn(PLAIN))
     damage(tmp_path / "theirs")
     start = started(PLAIN, tmp_path / "theirs")
-    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: {tmp_path}/theirs.*{problem}") as error:
+    with pytest.raises(BadInput, match=f"^params.yaml: execution.init_from: {tmp_path}/theirs.*{problem}") as error:
         load(start, tmp_path)
     assert "\n" not in str(error.value)
-    assert problem_in_code(start) == str(error.value).removeprefix("params.yaml: ")
+    assert problem_in_code(start, tmp_path) == str(error.value).removeprefix("params.yaml: ")
 
 
 def test_other_weights_than_those_meant_are_refused_by_the_stage_code(tmp_path: Path) -> None:
     start = export_folder(tmp_path / "theirs", drawn(PLAIN))
-    found = problem_in_code(dataclasses.replace(start, init_sha256="abc"))
-    assert found.startswith("model.init_sha256: ") and f"has sha256 {start.init_sha256}, not abc" in found
+    found = problem_in_code(dataclasses.replace(start, init_sha256=OTHER), tmp_path)
+    assert found.startswith("model.init_sha256: ") and f"has sha256 {start.init_sha256}, not {OTHER}" in found
     shutil.rmtree(tmp_path / "theirs")
-    assert "config.json is not there" in problem_in_code(start)
-    assert problem_in_code(dataclasses.replace(PLAIN, init_sha256="abc")).startswith("model.init_sha256: belongs to")
+    assert "config.json is not there" in problem_in_code(start, tmp_path)
+
+
+def test_of_folder_and_sha256_neither_goes_without_the_other(tmp_path: Path) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    assert problem_in_code(PLAIN, tmp_path, "") == ""
+    assert problem_in_code(PLAIN, tmp_path) == (
+        f"model.init_sha256: is empty; to start from {tmp_path}/theirs set it to {start.init_sha256}, "
+        "else set execution.init_from to ''"
+    )
+    assert problem_in_code(start, tmp_path, "") == (
+        "model.init_sha256: names first weights, and no checkpoint goes on from them; "
+        "set execution.init_from to their folder"
+    )
+
+
+def test_the_sha256_is_read_in_any_case_and_is_one() -> None:
+    assert dataclasses.replace(PLAIN, init_sha256=f" {OTHER.upper()}\n").init_sha256 == OTHER
+    for wrong in ("abc", OTHER[1:], f"{OTHER}0", "g" * 64):
+        with pytest.raises(ValueError, match="init_sha256 is .*; it must be the 64 hexadecimal digits of the sha256"):
+            dataclasses.replace(PLAIN, init_sha256=wrong)
+
+
+@pytest.mark.parametrize("place", ["data/train/last", ".dvc/tmp/millrace/train/0123456789abcdef/step-00000000"])
+def test_where_a_training_has_begun_the_folder_is_needed_no_more(tmp_path: Path, place: str) -> None:
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    (tmp_path / place).mkdir(parents=True)
+    write_json(tmp_path / place / "config.json", {"model": plain(start)})
+    shutil.rmtree(tmp_path / "theirs")
+    assert problem_in_code(start, tmp_path) == problem_in_code(start, tmp_path, "") == ""
+    other = dataclasses.replace(start, n_layers=3)  # whose training would have to start
+    assert problem_in_code(other, tmp_path, "").startswith("model.init_sha256: names first weights, and no checkpoint")
+
+
+def test_a_relative_folder_begins_in_the_main_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where DVC runs the stage in a temporary copy."""
+    start = export_folder(tmp_path / "main/theirs", drawn(PLAIN))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    assert problem_in_code(start, tmp_path / "main/.dvc/tmp/exps/tmp1") == ""
+    load(start, tmp_path / "main/.dvc/tmp/exps/tmp1")
 
 
 @pytest.mark.parametrize(
@@ -234,8 +334,23 @@ def test_other_weights_than_those_meant_are_refused_by_the_stage_code(tmp_path: 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, config: ModelConfig, damage: Any, problem: str) -> None:
     export_folder(tmp_path / "theirs", drawn(config))
     tensors(damage)(tmp_path / "theirs")
-    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: .*theirs: model.safetensors: {problem}"):
-        load(started(config, tmp_path / "theirs"), tmp_path)
+    start = started(config, tmp_path / "theirs")
+    with pytest.raises(
+        BadInput, match=f"^params.yaml: execution.init_from: .*theirs: model.safetensors: {problem}"
+    ) as error:
+        load(start, tmp_path)
+    assert problem_in_code(start, tmp_path) == str(error.value).removeprefix("params.yaml: ")
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_single_value_that_is_no_number_is_found(tmp_path: Path, kind: torch.dtype, value: float) -> None:
+    whole = {"a": torch.zeros(7, dtype=kind), "b": torch.full((CHUNK,), torch.finfo(kind).max, dtype=kind)}
+    save_file(whole, tmp_path / "whole")
+    assert first_not_finite(tmp_path / "whole", read_header(tmp_path / "whole")) is None
+    whole["b"][-1] = value
+    save_file(whole, tmp_path / "broken")
+    assert first_not_finite(tmp_path / "broken", read_header(tmp_path / "broken")) == "b"
 
 
 @pytest.mark.parametrize(
@@ -253,24 +368,25 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, config: ModelConfig, 
 def test_a_damaged_export_of_our_own_is_refused(tmp_path: Path, damage: Callable[[Path], None], problem: str) -> None:
     export_folder(tmp_path / "theirs", drawn(HYBRID), own=True)
     damage(tmp_path / "theirs")
-    with pytest.raises(BadInput, match=f"^params.yaml: model.init_from: {tmp_path}/theirs.*{problem}"):
+    with pytest.raises(BadInput, match=f"^params.yaml: execution.init_from: {tmp_path}/theirs.*{problem}"):
         load(started(HYBRID, tmp_path / "theirs"), tmp_path)
 
 
 def test_a_folder_that_the_stages_write_anew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = export_folder(tmp_path / "data/export/hf", drawn(PLAIN))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert problem_in_code(start) == ""
-    monkeypatch.chdir(tmp_path)
-    assert problem_in_code(start).startswith("model.init_from: lies in data/, which the stages write anew; copy")
+    assert problem_in_code(start, tmp_path / "elsewhere", str(tmp_path / "data/export/hf")) == ""
+    refusal = f"execution.init_from: {tmp_path}/data/export/hf lies in data/, which the stages write anew; copy"
+    assert problem_in_code(start, tmp_path, "data/export/hf").startswith(refusal)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert problem_in_code(start, tmp_path / "elsewhere", "data/export/hf").startswith(refusal)
 
 
 def test_fewer_learned_positions_than_the_rows_are_long_are_refused(tmp_path: Path) -> None:
     start = export_folder(tmp_path / "theirs", drawn(GPT2))
-    decoder = Decoder(start, VOCABULARY, CONTEXT + 1)
-    with pytest.raises(BadInput, match="16 learned positions; set pack.context_length, which is 17, to at most that"):
-        load_initial_weights(decoder, tmp_path, "0" * 64)
+    problem = "16 learned positions; set pack.context_length, which is 17, to at most that"
+    with pytest.raises(BadInput, match=problem):
+        load(start, tmp_path, n=CONTEXT + 1)
+    assert problem in problem_in_code(start, tmp_path, n=CONTEXT + 1)
 
 
 @pytest.mark.parametrize(

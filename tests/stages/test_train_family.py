@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,25 @@ def train_model(root, model: ModelConfig, execution: Execution = EXECUTION, **ch
     return job.out
 
 
+def beside(packed, root):
+    """Another workspace on the same packed data."""
+    (root / "data").mkdir(parents=True)
+    (root / "data/pack").symlink_to(packed / "data/pack")
+    return root
+
+
+def stop_at_seven(patched):
+    """Training ends after its seventh step, as if somebody had stopped it."""
+    after_step = hooks.Checkpoint.after_step
+
+    def stop(self, run, result):
+        after_step(self, run, result)
+        if run.state.step == 7:
+            raise Stopped("here")
+
+    patched.setattr(hooks.Checkpoint, "after_step", stop)
+
+
 @pytest.mark.parametrize("kind", ["experts", "hybrid"])
 def test_micro_batches_and_ranks_change_rounding_alone(packed, tmp_path, kind):
     model = dataclasses.replace(MODEL, **KINDS[kind])
@@ -56,20 +76,12 @@ def test_micro_batches_and_ranks_change_rounding_alone(packed, tmp_path, kind):
 def test_interrupted_it_ends_with_the_same_bits(packed, tmp_path, kind, monkeypatch):
     model = dataclasses.replace(MODEL, **KINDS[kind])
     whole = weights(train_model(packed, model))
-    (tmp_path / "other/data").mkdir(parents=True)
-    (tmp_path / "other/data/pack").symlink_to(packed / "data/pack")
-    after_step = hooks.Checkpoint.after_step
-
-    def stop_at_seven(self, run, result):
-        after_step(self, run, result)
-        if run.state.step == 7:
-            raise Stopped("here")
-
+    other = beside(packed, tmp_path / "other")
     with monkeypatch.context() as patched:
-        patched.setattr(hooks.Checkpoint, "after_step", stop_at_seven)
+        stop_at_seven(patched)
         with pytest.raises(Stopped):
-            train_model(tmp_path / "other", model)
-    resumed = weights(train_model(tmp_path / "other", model))
+            train_model(other, model)
+    resumed = weights(train_model(other, model))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -100,12 +112,11 @@ def test_training_starts_from_a_folder_wherever_it_lies(packed, tmp_path, own):
     config = dataclasses.replace(MODEL, **(KINDS["hybrid"] if own else {}))
     decoder = drawn(config)
     outputs = []
-    for name in ("here", "there"):
-        root = tmp_path / name
-        (root / "data").mkdir(parents=True)
-        (root / "data/pack").symlink_to(packed / "data/pack")
-        start = export_folder(root / "theirs", decoder, own)
-        outputs.append(train_model(root, start, max_steps=3, lr=1e-30, muon_lr=1e-30, weight_decay=0.0))
+    for name, folder in (("here", "theirs"), ("there", str(tmp_path / "elsewhere"))):
+        root = beside(packed, tmp_path / name)
+        start = export_folder(root / folder, decoder, own)
+        execution = EXECUTION.model_copy(update={"init_from": folder})
+        outputs.append(train_model(root, start, execution, max_steps=3, lr=1e-30, muon_lr=1e-30, weight_decay=0.0))
     found, wanted = weights(outputs[0]), decoder.state_dict()
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -116,14 +127,30 @@ def test_training_starts_from_a_folder_wherever_it_lies(packed, tmp_path, own):
             (outputs[1] / folder / n).read_bytes() for n in files
         ]
     described = json.loads((outputs[0] / "best/config.json").read_text())["model"]
-    assert "init_from" not in described and described["init_sha256"] == start.init_sha256
+    assert described["init_sha256"] == start.init_sha256
     assert load_model(outputs[0] / "best").config.init_sha256 == start.init_sha256
 
 
 def test_a_folder_that_is_not_what_the_params_say_is_refused(packed, tmp_path):
     start = export_folder(tmp_path / "theirs", drawn(MODEL))
+    execution = EXECUTION.model_copy(update={"init_from": str(tmp_path / "theirs")})
     with pytest.raises(BadInput, match=re.escape("another architecture; set model.n_layers=2")):
-        train_model(packed, dataclasses.replace(start, n_layers=3))
+        train_model(packed, dataclasses.replace(start, n_layers=3), execution)
+
+
+def test_a_training_that_has_begun_goes_on_without_the_folder(packed, tmp_path, monkeypatch):
+    start = export_folder(tmp_path / "theirs", drawn(MODEL))
+    execution = EXECUTION.model_copy(update={"init_from": str(tmp_path / "theirs")})
+    whole = weights(train_model(beside(packed, tmp_path / "other"), start, execution))
+    with monkeypatch.context() as patched:
+        stop_at_seven(patched)
+        with pytest.raises(Stopped):
+            train_model(packed, start, execution)
+    shutil.rmtree(tmp_path / "theirs")
+    resumed = weights(train_model(packed, start, EXECUTION))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(BadInput, match="model.init_sha256: names first weights, .*; set execution.init_from to their"):
+        train_model(packed, start, EXECUTION, max_steps=13)
 
 
 def test_a_backend_that_cannot_is_refused_before_training(packed):

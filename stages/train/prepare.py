@@ -1,0 +1,98 @@
+"""What is done to a model before it trains, in this order. None of it changes what is computed beyond rounding
+but the 8-bit products, which are asked for by `train.precision`.
+
+    1. float8        linear layers of blocks multiply in 8 bits        float8.py
+    2. activations   blocks keep less for their backward pass          activations.py
+    3. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
+    4. compile       each block, the last norm, the head               objective.py
+    5. ranks         DDP, where there are several                      here
+    6. micro-step    forward and backward, kernel by kernel or as one CUDA graph    micro_step.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.decoder import Decoder
+from model.experts import Experts
+from stages.errors import BadInput
+from stages.execution import Execution
+from stages.progress import say
+from stages.train.activations import checkpoint_activations
+from stages.train.float8 import check_device, convert_to_float8
+from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
+from stages.train.objective import OBJECTIVES, compile_parts
+from stages.train.own import own_objective
+from stages.train.params import TrainParams
+from stages.train.ranks import Ranks
+
+# Tokens whose logits are held at once under `loss_chunk_tokens: auto`. On an H200, 4,096 were as fast as more.
+LOSS_CHUNK_TOKENS = {"cpu": 0, "cuda": 4096}
+
+
+def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks) -> nn.Module:
+    """The objective over the model: inputs, labels, segments and positions in, sums of losses out.
+
+    Raises:
+        BadInput: the device cannot do `train.precision`.
+    """
+    if params.precision == "fp8":
+        check_device(ranks.device)
+        names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width)
+        if ranks.first:
+            say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
+    compiled = wants_compile(execution, ranks)
+    checkpoint_activations(model, execution.activation_checkpointing, compiled)
+    chunk = execution.loss_chunk_tokens
+    if chunk == "auto":
+        chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
+    objective: nn.Module
+    if params.objective in OBJECTIVES:
+        objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+    else:
+        objective = own_objective(params.objective, model, params)
+    if compiled:
+        compile_parts(objective)
+    if ranks.world == 1:
+        return objective
+    on_gpu = ranks.device.startswith("cuda")
+    return DistributedDataParallel(objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False)
+
+
+def wants_compile(execution: Execution, ranks: Ranks) -> bool:
+    """Whether to compile. `auto` does so on GPUs: on CPUs eager steps with small micro-batches are as fast."""
+    return ranks.device.startswith("cuda") if execution.compile == "auto" else execution.compile
+
+
+def micro_step(
+    objective: nn.Module, model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks, rows: int
+) -> MicroStep:
+    """Forward and backward of a micro-batch of `rows` rows.
+
+    Raises:
+        BadInput: CUDA graphs are asked for where they cannot be.
+    """
+    own = "." in params.objective
+    reason = "an objective of your own may wait for the device" if own else no_graph(model, execution, ranks)
+    if execution.cuda_graphs is True and reason:
+        raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
+    if execution.cuda_graphs is False or reason:
+        return EagerMicroStep(objective, ranks.device, params.precision)
+    return GraphedMicroStep(objective, ranks.device, params.precision, rows)
+
+
+def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
+    """Why a micro-batch cannot be one CUDA graph, or the empty text."""
+    if not ranks.device.startswith("cuda"):
+        return "graphs are for GPUs"
+    if ranks.world > 1:
+        return "several ranks exchange gradients within the backward pass"
+    if model.config.dropout:
+        return "what model.dropout drops is drawn anew in each step"
+    if any(isinstance(module, Experts) for module in model.modules()):
+        return "experts have not been tried in graphs"
+    if any("." in name for name in (model.config.norm, model.config.mlp, *model.config.kinds)):
+        return "parts of your own may wait for the device"
+    return "" if wants_compile(execution, ranks) else "execution.compile is off"

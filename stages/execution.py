@@ -19,6 +19,7 @@ from stages.params import Section
 class Execution(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     n_processes: int = Field(default=1, ge=1)
+    launcher: Literal["stage", "environment"] = "stage"
     threads: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

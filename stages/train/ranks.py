@@ -12,6 +12,8 @@ from torch import distributed
 from stages.errors import BadInput
 from stages.execution import Execution, n_cores
 
+_left: list[object] = []
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
@@ -57,11 +59,16 @@ class Ranks:
 
 
 def join_ranks(execution: Execution, launched: bool) -> Ranks:
-    """Sets threads and device and, if torchrun launched this process, joins the group it describes.
+    """Sets threads and device and, if torchrun launched this process, joins the group it describes, once.
 
     Without `launched` the environment is not read: a cluster's shell may have a WORLD_SIZE of its own.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if launched and name not in os.environ]:
+        raise BadInput(
+            f"execution.launcher is environment, but {', '.join(missing)} is not set; start this by torchrun, or set "
+            "execution.launcher to stage"
+        )
     world, rank, local_rank, local_world = (int(os.environ[name]) for name in names) if launched else (1, 0, 0, 1)
     torch.set_num_threads(execution.threads or max(1, n_cores() // local_world))
     device = execution.torch_device()
@@ -74,13 +81,15 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
         torch.cuda.set_device(device)
     if world == 1:
         return Ranks(rank, world, device)
-    if not device.startswith("cuda"):
-        distributed.init_process_group("gloo")
-        return Ranks(rank, world, device)
-    distributed.init_process_group("nccl")
-    return Ranks(rank, world, device, processors=distributed.new_group(backend="gloo"))
+    on_gpu = device.startswith("cuda")
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return Ranks(rank, world, device, processors=distributed.new_group(backend="gloo") if on_gpu else None)
 
 
 def leave_ranks() -> None:
+    """Leaves the group, and keeps it until the process ends: where DDP was its last owner, it freed it while it held
+    Python's lock, and waited for a thread of the group that waited for that lock."""
     if distributed.is_initialized():
+        _left.append(distributed.group.WORLD)
         distributed.destroy_process_group()

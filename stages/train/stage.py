@@ -18,6 +18,7 @@ from stages.checkpoint import checkpoints_in, folder_of, problem_of
 from stages.entry import Job
 from stages.errors import Failed
 from stages.train.launch import launch
+from stages.train.nodes import lead
 from stages.train.params import TrainParams
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
@@ -33,6 +34,8 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
             if train.resume_from and not checkpoints_in(folder):
                 begin_from(find_source(job, train), folder, job)
             train_in(job, model, train, folder)
+        elif job.execution.launcher == "environment":
+            lead(job, None)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if metrics["best_validation_loss"] is None:
             raise Failed("no validation loss was finite; lower train.lr and train.muon_lr")
@@ -52,7 +55,10 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
 
 
 def train_in(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None:
-    if job.execution.n_processes == 1:
+    if job.execution.launcher == "environment":
+        lead(job, folder)
+        work(job, model, train, folder, launched=True)
+    elif job.execution.n_processes == 1:
         work(job, model, train, folder)
     else:
         launch(job, folder)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +60,9 @@ def mlp_of(config: ModelConfig, layer: int) -> nn.Module:
 def told(name: str, error: Exception) -> str:
     """What a class of one's own raised, with the last place in its file, in one line."""
     file = Path(f"{name.rpartition('.')[0].replace('.', '/')}.py")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
-    place = f"{file}:{frames[-1].lineno}: " if frames else ""
+    possible = {str(Path(folder, file.name)) for folder in sys.modules[__package__].__path__}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in possible]
+    place = f"{file}:{lines[-1]}: " if lines else ""
     return f"{name}: {place}{type(error).__name__}: {' '.join(str(error).split())}"
 
 

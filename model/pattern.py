@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 
-TERM = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:\*(?P<count>[1-9]\d*))?")
+TERM = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?:\s*\*\s*(?P<count>[1-9]\d*))?")
 
 
 MOST_LAYERS = 10_000  # beyond any model; a slip of the keyboard is refused before it takes all memory

@@ -15,6 +15,7 @@ import click
 from pipeline import environment
 from pipeline.checkpoints import checkpoints
 from pipeline.data import data
+from pipeline.report import report
 from pipeline.resume import resume
 from stages.errors import BadInput
 
@@ -43,6 +44,7 @@ def cli() -> None:
       millrace run                           the whole pipeline, or what changed of it
       dvc metrics show                       what came out
       millrace data stats                    what the corpus is made of; `data --help` for more
+      millrace report --watch                how a training is doing, and where its live curves are
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
 
@@ -141,6 +143,7 @@ def doctor(as_json: bool) -> None:
 cli.add_command(data)
 cli.add_command(checkpoints)
 cli.add_command(resume)
+cli.add_command(report)
 
 
 @cli.group()

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import need, record_batches
+from pipeline.corpus import need
+from stages.document_names import document_names
 from stages.errors import BadInput
 
 
@@ -53,23 +54,6 @@ def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
         )
     padding = int((batch.segments[0] < 0).sum())
     return {"split": split, "row": row, "slots": rows.context_length, "padding": padding, "segments": segments}
-
-
-def document_names(root: Path, split: str, numbers: list[int]) -> dict[int, str]:
-    """The ids of documents by their number in the rows."""
-    import numpy as np
-
-    found: dict[int, str] = {}
-    first, wanted = 0, np.array(sorted(numbers))
-    for batch in record_batches(root / "data/pack/documents" / f"{split}.parquet", ["id", "copies"]):
-        ends = first + np.cumsum(batch["copies"].to_numpy().astype(np.int64))
-        last = int(ends[-1]) if len(ends) else first
-        for number in wanted[(wanted >= first) & (wanted < last)].tolist():
-            found[number] = batch["id"][int(np.searchsorted(ends, number, side="right"))].as_py()
-        first = last
-        if len(found) == len(set(numbers)):
-            break
-    return found
 
 
 def shown(facts: dict[str, Any]) -> list[str]:

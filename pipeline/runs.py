@@ -108,7 +108,7 @@ def roles_of(steps: dict[int, Path]) -> dict[int, str]:
 def present(job: Job) -> dict[str, Any]:
     """run.json as it would be now, but for the data."""
     fingerprint = read(job.root / "data" / "code" / "train.json")
-    params = {name: described(section, name) for name, section in job.sections.items()}
+    params = {name: described(section) for name, section in job.sections.items()}
     return {"params": params, "data": {}, "code": fingerprint.get("modules", {})}
 
 

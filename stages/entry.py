@@ -191,8 +191,12 @@ class Signals:
 signals = Signals()
 
 
-def main(run: Callable[..., None]) -> None:
-    """Runs a stage as a program and exits with its code."""
+def main(run: Callable[..., None], publishes: bool = True) -> None:
+    """Runs a stage as a program and exits with its code.
+
+    Args:
+        publishes: False for a process that works for another one, which holds the locks and publishes.
+    """
     stage = run.__module__.split(".")[1]
     job: Job | None = None
     try:
@@ -203,6 +207,9 @@ def main(run: Callable[..., None]) -> None:
         # other programs use as well made training three times slower. Read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         job = prepare_job(stage, run, Path.cwd())
+        if not publishes:
+            run(job, **job.sections)
+            return
         with _locked(job.root / "data" / f".{stage}.lock"), job.store_in_use():
             job.prepare()
             run(job, **job.sections)

@@ -19,6 +19,7 @@ from stages.params import Section
 class Execution(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     n_processes: int = Field(default=1, ge=1)
+    launcher: Literal["stage", "environment"] = "stage"
     threads: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -34,6 +35,10 @@ class Execution(Section):
     checkpoint_interval: int = Field(default=100, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
     log_interval: int = Field(default=10, ge=1)
+    spike_threshold: float = Field(default=6.0, ge=0)
+    sample_prompts: list[str] = []
+    sample_tokens: int = Field(default=64, ge=1)
+    profile: int = Field(default=0, ge=0)
     tracking: bool = True
     tracking_uri: str = ""
 

@@ -4,16 +4,17 @@
 again, and once a checkpoint has their successors it is needed no more.
 
     config.json          one of the architectures of docs/export.md, or Millrace's own (`model_type: millrace`)
-    model.safetensors    its header alone is read, and its sha256 compared
+    model.safetensors    names, sizes, sha256, and that no value is NaN (stages/weights_file.py)
     tokenizer.json       where there is one, it must be the tokenizer of the packed data
 
-The stage `code` asks `problem_of_first_weights` until a training has begun from them. So does train, which then
-loads the tensors (stages/train/initial.py) and compares the tokenizer, since neither it nor the packed data are
-there when `code` runs.
+The stage `code` asks `problem_of_first_weights` until a training has begun from them, and compares the tokenizer with
+a `tokenizer.file`. So does train, which then loads the tensors (stages/train/initial.py) and compares the tokenizer
+with that of the packed data, which are not there when `code` runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,25 +29,31 @@ from model.pattern import expand
 from stages.entry import file_sha256, plain, scratch_root
 from stages.errors import BadInput
 from stages.execution import Execution
+from stages.huggingface import from_huggingface
 from stages.huggingface_config import config_of, contract, vocab_size_of
 from stages.huggingface_weights import NO_WEIGHTS
 from stages.params import strict
+from stages.weights_file import AGAIN, EXPONENTS, first_not_finite, read_header
 
 OWN_TYPE = "millrace"
 # How new weights are drawn, what training adds, and where weights come from: no property of the folder.
 FREE = {"preset", "init_std", "residual_init", "init_sha256", "dropout", "balance_loss", "router_z_loss"}
-FLOATING = ("F64", "F32", "F16", "BF16")
+OWN_PREFIX = "decoder."  # of the tensors in an export with our own code
 SHA256, FOLDER = ["model", "init_sha256"], ["execution", "init_from"]  # the keys that are blamed
 WEIGHTS = "model.safetensors"
-AGAIN = "download or export it again"
-LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 Problem = tuple[list[str], str]
 
 
-def problem_of_first_weights(config: ModelConfig, execution: Execution, root: Path) -> Problem | None:
-    """The key to blame and why the weights do not fit; None if they do, or if they shall be drawn."""
+def problem_of_first_weights(
+    config: ModelConfig, execution: Execution, root: Path, context_length: int
+) -> Problem | None:
+    """The key to blame and why the weights do not fit; None if they do, or if they shall be drawn.
+
+    Args:
+        context_length: of the packed data.
+    """
     if not execution.init_from:
-        told = "names first weights that no training here has begun from; set execution.init_from to their folder"
+        told = "names first weights, and no checkpoint goes on from them; set execution.init_from to their folder"
         return (SHA256, told) if config.init_sha256 else None
     folder = execution.init_folder(root)
     for name in ("config.json", WEIGHTS):
@@ -59,7 +66,7 @@ def problem_of_first_weights(config: ModelConfig, execution: Execution, root: Pa
         settings = read_object(folder / "config.json")
         if lines := differences(config, architecture_in(settings)):
             return FOLDER, f"{folder} is another architecture; set {', '.join(lines)}"
-        check_header(folder / WEIGHTS)
+        check_tensors(folder, settings, context_length)
     except BadInput as error:
         return FOLDER, f"{folder}: {error}"
     found = file_sha256(folder / WEIGHTS)
@@ -76,8 +83,9 @@ def has_begun(config: ModelConfig, execution: Execution, root: Path) -> bool:
     part of its identity, may be gone. What else decides whether training starts anew is for train to say."""
     unfinished = Path(execution.scratch or scratch_root(root)) / "train"
     for path in (root / "data/train/last/config.json", *unfinished.glob("*/step-????????/config.json")):
-        if path.is_file() and read_object(path).get("model") == plain(config):
-            return True
+        with contextlib.suppress(OSError, BadInput):  # a damaged checkpoint is none
+            if read_object(path).get("model") == plain(config):
+                return True
     return False
 
 
@@ -131,30 +139,53 @@ def own_size(settings: Mapping[str, Any], key: str) -> int:
     return found
 
 
-def check_header(path: Path) -> None:
-    """Refuses a file of safetensors that is cut off or holds other than floating weights."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_HEADER):
-            raise BadInput(f"{path.name}: is cut off or no file of safetensors; {AGAIN}")
-        try:
-            header = json.loads(file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
-            kinds = {name: str(entry["dtype"]) for name, entry in entries.items()}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise BadInput(f"{path.name}: its header is damaged; {AGAIN}") from None
-    if not ends:
-        raise BadInput(f"{path.name}: holds no tensor; {AGAIN}")
-    if size != (whole := 8 + length + max(ends)):
-        raise BadInput(f"{path.name}: has {size:,} bytes of {whole:,}; {AGAIN}")
-    for name, kind in kinds.items():
-        if kind not in FLOATING and not NO_WEIGHTS.search(name):
+def check_tensors(folder: Path, settings: Mapping[str, Any], context_length: int) -> None:
+    """Refuses a file that does not hold the tensors of this architecture, in numbers, as floating weights."""
+    import torch  # slow to load, and its tensors without values tell which sizes fit
+
+    path = folder / WEIGHTS
+    entries = read_header(path)
+    for name, entry in entries.items():
+        if not entry.is_floating and not NO_WEIGHTS.search(name):
             raise BadInput(
-                f"{path.name}: {name} is {kind}; weights of integers or 8 bits are quantised, name a folder in "
-                f"{', '.join(FLOATING)}"
+                f"{path.name}: {name} is {entry.dtype}; weights of integers or 8 bits are quantised, name a folder in "
+                f"{', '.join(EXPONENTS)}"
             )
+    tensors = our_tensors(settings, {n: torch.empty(e.shape, device="meta") for n, e in entries.items()})
+    positions = tensors.get("position_embedding.weight")
+    if positions is not None and len(positions) < context_length:
+        raise BadInput(
+            f"{len(positions)} learned positions; set pack.context_length, which is {context_length}, to at most that"
+        )
+    if wrong := first_not_finite(path, {n: e for n, e in entries.items() if not NO_WEIGHTS.search(n)}):
+        raise BadInput(f"{path.name}: {wrong} holds values that are not finite; {AGAIN}")
+
+
+def our_tensors(settings: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a folder by our names, fp32; those of torch, with or without values.
+
+    Raises:
+        BadInput: one is missing, has no place, or has another size than config.json gives it.
+    """
+    if settings["model_type"] != OWN_TYPE:
+        return from_huggingface(settings, dict(theirs))[1]
+    import torch
+
+    from model.decoder import Decoder
+
+    sizes = [own_size(settings, key) for key in ("vocab_size", "context_length")]
+    try:
+        with torch.device("meta"):
+            described = Decoder(architecture_in(settings), *sizes).state_dict()
+    except ValueError as error:  # of a class of the user's
+        raise BadInput(f"config.json: model.{error}") from error
+    wanted = {f"{OWN_PREFIX}{name}": list(tensor.shape) for name, tensor in described.items()}
+    if wrong := sorted(wanted.keys() ^ theirs.keys()):
+        raise BadInput(f"{WEIGHTS}: {wrong[0]} is missing or has no place in this architecture; {AGAIN}")
+    for name, size in wanted.items():
+        if list(theirs[name].shape) != size:
+            raise BadInput(f"{WEIGHTS}: {name} is {list(theirs[name].shape)}; by config.json it is {size}")
+    return {name.removeprefix(OWN_PREFIX): tensor.float() for name, tensor in theirs.items()}
 
 
 def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
@@ -182,9 +213,10 @@ def _in_layers(pattern: str, n_layers: int) -> str:
 
 
 def tokenizer_problem(folder: Path, ours: Path) -> str | None:
-    """How the folder's tokenizer differs in vocabulary or merges from the one of the packed data, or None."""
-    tokens, merges = _tokens_and_merges(read_object(folder / "tokenizer.json"))
-    our_tokens, our_merges = _tokens_and_merges(read_object(ours))
+    """How the folder's tokenizer gives other tokens than the one of the packed data, or None."""
+    described, our_own = read_object(folder / "tokenizer.json"), read_object(ours)
+    tokens, merges = _tokens_and_merges(described)
+    our_tokens, our_merges = _tokens_and_merges(our_own)
     for token in sorted(tokens.keys() | our_tokens.keys()):
         if tokens.get(token) != our_tokens.get(token):
             ids = [found.get(token, "no id") for found in (tokens, our_tokens)]
@@ -194,7 +226,21 @@ def tokenizer_problem(folder: Path, ours: Path) -> str | None:
             return f"merge {number} is {' '.join(one)!r} there and {' '.join(other)!r} in {ours}"
     if len(merges) != len(our_merges):
         return f"{len(merges)} merges there and {len(our_merges)} in {ours}"
+    for key in ("normalizer", "pre_tokenizer"):
+        if _steps(described.get(key)) != _steps(our_own.get(key)):
+            return f"its {key} is not the one in {ours}, so it makes other tokens of a text"
     return None
+
+
+def _steps(described: Any) -> list[Any]:
+    """A normalizer or pre_tokenizer as a flat list of steps, without what has no effect on tokens."""
+    if not isinstance(described, Mapping):
+        return [described] if described else []
+    if described.get("type") == "Sequence":
+        parts = described.get("normalizers") or described.get("pretokenizers") or []
+        return [step for part in parts for step in _steps(part)]
+    default = {"use_regex": True} if described.get("type") == "ByteLevel" else {}
+    return [{**default, **{key: value for key, value in described.items() if key != "trim_offsets"}}]
 
 
 def _tokens_and_merges(tokenizer: Mapping[str, Any]) -> tuple[dict[str, int], list[list[str]]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from model.config import ATTENTIONS, MLPS, NORMS
 from stages.checkpoint import named, wrong_sha256
-from stages.first_weights import Problem, has_begun, problem_of_first_weights
+from stages.errors import BadInput
+from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
 from stages.train.params import NOT_THERE, run_and_step
 
@@ -63,10 +64,23 @@ def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem
     """The folder of first weights is whole, of this architecture, and the one that `init_sha256` means; where a
     training has begun from them, nobody needs it any more."""
     model, execution = sections["model"], sections["execution"]
-    if model.init_sha256 and has_begun(model, execution, root):
+    if sections["train"].resume_from or (model.init_sha256 and has_begun(model, execution, root)):
         return
-    if found := problem_of_first_weights(model, execution, root):
+    if found := problem_of_first_weights(model, execution, root, sections["pack"].context_length):
         yield found
+    folder, given = execution.init_folder(root), sections["tokenizer"].file
+    if model.init_sha256 and given and (folder / "tokenizer.json").is_file():
+        yield from tokenizer_of_first_weights(folder, root / Path(given).expanduser())
+
+
+def tokenizer_of_first_weights(folder: Path, given: Path) -> Iterator[Problem]:
+    """Where the tokenizer of the data is a file, it can be compared before there are data."""
+    try:
+        problem = tokenizer_problem(folder, given) if given.is_file() else None  # the stage tokenizer misses it
+    except BadInput as error:
+        problem = str(error)
+    if problem:
+        yield FOLDER, f"{folder}: tokenizer.json: {problem}; name weights of the tokenizer of the data"
 
 
 def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -83,8 +97,4 @@ def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield ["train", "resume_sha256"], problem
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
-    whole_rows,
-    built_in_parts,
-    resumed_checkpoint,
-)
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts, resumed_checkpoint)

@@ -22,6 +22,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from stages.portable import for_type_checkers
+
 HASH_LENGTH = 16
 # `ctx` follows from the place of the node; `kind` is the u of u"text"; the others hold comments.
 FIELDS_WITHOUT_MEANING = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -79,13 +81,6 @@ def effective(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield from effective(statement.orelse)
             continue
         yield statement
-
-
-def for_type_checkers(statement: ast.If) -> bool:
-    """Whether it is `if TYPE_CHECKING:`, whose body never runs."""
-    test = statement.test
-    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
-    return name == "TYPE_CHECKING"
 
 
 def canonical(node: object) -> str:

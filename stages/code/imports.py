@@ -15,8 +15,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.code.fingerprint import for_type_checkers, function_hashes
+from stages.code.fingerprint import function_hashes
 from stages.errors import BadInput
+from stages.portable import running
 
 PACKAGES = ("model", "stages")
 NOT_CODE = frozenset({".pyc", ".pyo", ".so", ".typed"})
@@ -72,7 +73,7 @@ class Project:
         """The modules of the project that `module` names, with the packages that hold them."""
         if module not in self._imports:
             found: set[str] = set()
-            for node in _running(self.tree(module)):
+            for node in running(self.tree(module)):
                 for name in self._named(node, module):
                     found.update(self._with_packages(name))
             self._imports[module] = found
@@ -109,14 +110,6 @@ def _modules(root: Path) -> Iterator[tuple[str, Path]]:
         for path in sorted((root / package).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node of a tree but those that only type checkers read."""
-    yield node
-    children = node.orelse if isinstance(node, ast.If) and for_type_checkers(node) else ast.iter_child_nodes(node)
-    for child in children:
-        yield from _running(child)
 
 
 def _data_files(folder: Path) -> Iterator[Path]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import itertools
+import sys
 from collections.abc import Iterable, Iterator
 
 from model.config import ModelConfig
@@ -11,6 +14,7 @@ from stages.params import ParamsFile
 from stages.portable import followed, left_behind
 
 BUILDER = "model.parts"  # whoever reaches it builds decoders
+TRAINER = "stages.train.own"  # whoever reaches it makes hooks and objectives
 DECODER = "model.decoder"
 BUILT_IN = {
     "model.norm.RMSNorm": "rmsnorm",
@@ -54,7 +58,7 @@ def own_modules(params: ParamsFile, project: Project, config: ModelConfig) -> li
             raise params.fail(["model", key], f"{part} is a part of Millrace; {mend}")
         if problem := wrong_constructor(project, module, name, key):
             raise params.fail(["model", key], f"{part}: {problem}")
-        if problem := next(stays_behind(project, module), None):
+        if problem := next(itertools.chain(stays_behind(project, module), not_installed(project, module)), None):
             raise params.fail(["model", key], f"{part}: {problem}")
         modules.append(module)
     return modules
@@ -66,7 +70,7 @@ def wrong_constructor(project: Project, module: str, name: str, key: str) -> str
     A class whose bases stand in other packages is left to Python, but for one of torch's Module alone, whose own
     __init__ takes nothing.
     """
-    found = constructor(project, module, name)
+    found = constructor(project, module, name, frozenset())
     wanted = ARGUMENTS[key]
     mend = f"it is made as {name}({', '.join(wanted)}); write `def __init__(self, {', '.join(wanted)})`"
     if found is None:
@@ -82,9 +86,14 @@ def wrong_constructor(project: Project, module: str, name: str, key: str) -> str
     return f"{place}: __init__({ast.unparse(arguments)}), but {mend}"
 
 
-def constructor(project: Project, module: str, name: str) -> tuple[str, ast.arguments] | str | None:
+def constructor(
+    project: Project, module: str, name: str, seen: frozenset[str]
+) -> tuple[str, ast.arguments] | str | None:
     """Place and arguments of the __init__ of a class or of its first base in the project that has one; the place of
-    a bare Module; None where that cannot be told."""
+    a bare Module; None where that cannot be told, as of classes that are bases of each other."""
+    if (class_name := f"{module}.{name}") in seen:
+        return None
+    seen |= {class_name}
     body = project.tree(module).body if module in project.files else []
     node = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if node is None or node.decorator_list or node.keywords:
@@ -104,8 +113,25 @@ def constructor(project: Project, module: str, name: str) -> tuple[str, ast.argu
         file = followed(statement)
         for alias in statement.names if isinstance(statement, ast.ImportFrom) and file else ():
             if (alias.asname or alias.name) == base:
-                return constructor(project, f"model.{file}", alias.name)
-    return constructor(project, module, base) if base != name else None
+                return constructor(project, f"model.{file}", alias.name, seen)
+    return constructor(project, module, base, seen)
+
+
+def not_installed(project: Project, start: str) -> Iterator[str]:
+    """The packages that the file of a part, or one that it imports, asks for as soon as it is imported, and that
+    this Python does not have."""
+    for module in project.reachable(start, frozenset()):
+        for node in project.tree(module).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            else:
+                continue
+            for package in (name.partition(".")[0] for name in names):
+                if package not in sys.modules and importlib.util.find_spec(package) is None:
+                    place = project.files[module].relative_to(project.root).as_posix()
+                    yield f"{place}:{node.lineno}: the package {package} is not installed; install it, or do without"
 
 
 def stays_behind(project: Project, start: str) -> Iterator[str]:
@@ -130,9 +156,9 @@ def stays_behind(project: Project, start: str) -> Iterator[str]:
 
 
 def reachable(project: Project, start: str, without: frozenset[str], own: Iterable[str]) -> list[str]:
-    """What `start` can reach, with the parts of users where it builds decoders."""
+    """What `start` can reach, with the parts of users where it builds decoders, and their hooks where it trains."""
     found = set(project.reachable(start, without))
-    if BUILDER in found:
-        for module in own:
+    for module in own:
+        if (BUILDER if module.startswith("model.") else TRAINER) in found:
             found |= set(project.reachable(module, without))
     return sorted(found)

@@ -16,6 +16,7 @@ from pathlib import Path
 from stages.code.combinations import check_combinations
 from stages.code.fingerprint import HASH_LENGTH
 from stages.code.imports import Project
+from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
 from stages.entry import Job, file_sha256, write_json
@@ -25,10 +26,23 @@ from stages.progress import say
 VERSION = 1
 
 # Modules that decide nothing that a later stage reads: progress shows it; tracking, its store and
-# provenance report it; execution is where and how fast. They are in no fingerprint, and
-# tests/stages/test_code.py swaps them for others and compares bytes.
+# provenance report it; execution is where and how fast; the hooks of train that look on write pages, tables
+# and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
+# compares bytes.
 WITHOUT_EFFECT = frozenset(
-    {"stages.execution", "stages.mlflow_store", "stages.progress", "stages.provenance", "stages.tracking"}
+    {
+        "stages.execution",
+        "stages.mlflow_store",
+        "stages.progress",
+        "stages.provenance",
+        "stages.tracking",
+        "stages.train.curves",
+        "stages.train.memory",
+        "stages.train.peaks",
+        "stages.train.profile",
+        "stages.train.samples",
+        "stages.train.spikes",
+    }
 )
 
 
@@ -38,6 +52,7 @@ def run(job: Job) -> None:
     check_combinations(params, sections)
     project = Project(job.root)
     own = own_modules(params, project, sections["model"])
+    own += own_training_modules(params, project, sections["train"])
     stages = stage_names(project)
     for stage in stages:
         write_json(job.staging / f"{stage}.json", fingerprint(project, stage, own))
@@ -53,7 +68,7 @@ def stage_names(project: Project) -> list[str]:
 def fingerprint(project: Project, stage: str, own: Sequence[str] = ()) -> dict:
     """What stands in data/code/STAGE.json: a hash per function of all modules the stage can reach.
 
-    `own` are modules of parts that users named in params.
+    `own` are modules of parts, hooks and objectives that users named in params.
     """
     modules: dict[str, dict[str, str]] = {}
     for module in reachable(project, f"stages.{stage}.__main__", WITHOUT_EFFECT, own):

@@ -76,7 +76,9 @@ def _uncounted(block: nn.Module, context: Any) -> Iterator[None]:
     """Experts count a choice once, not again when it is made again."""
     experts = [module for module in block.modules() if isinstance(module, Experts)]
     kept = [module.counts.clone() for module in experts]
-    with context:
-        yield
-    for module, counts in zip(experts, kept, strict=True):
-        module.counts.copy_(counts)
+    try:  # left by an exception, once all that is needed has been computed again
+        with context:
+            yield
+    finally:
+        for module, counts in zip(experts, kept, strict=True):
+            module.counts.copy_(counts)

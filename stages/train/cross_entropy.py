@@ -49,7 +49,7 @@ def chunked_cross_entropy(
     device = hidden_NC.device.type
     if torch.is_autocast_enabled(device):
         hidden_NC = hidden_NC.to(torch.get_autocast_dtype(device))
-    return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, labels_N, terms, chunk_tokens)  # type: ignore[no-any-return]
+    return _ChunkedCrossEntropy.apply(hidden_NC, head_VC, labels_N, terms, chunk_tokens)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -8,45 +8,41 @@ rest, and those rows are left out. Without a tokenizer.json the numbers must be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from model.decoder import Decoder
 from stages.entry import Job, file_sha256
 from stages.errors import BadInput
 from stages.first_weights import (
-    AGAIN,
-    OWN_TYPE,
-    architecture_in,
-    own_size,
+    WEIGHTS,
+    our_tensors,
     problem_of_first_weights,
     read_object,
     tokenizer_problem,
     vocabulary_in,
 )
-from stages.huggingface import from_huggingface
+from stages.weights_file import AGAIN
 
-PREFIX = "decoder."  # of the tensors in an export with our own code
 TOKENIZER = "data/tokenizer/tokenizer.json"
 
 
-def load_initial_weights(model: Decoder, job: Job, tokenizer_sha256: str) -> None:
+def load_initial_weights(model: Decoder, job: Job, index: Mapping[str, Any]) -> None:
     """Fills the decoder.
 
     Args:
-        job: its workspace holds the tokenizer. tokenizer_sha256: of the one of the packed data.
+        job: its workspace holds the tokenizer. index: of the packed data.
 
     Raises:
         BadInput: the folder is damaged, or of other weights, architecture, vocabulary or tokenizer.
     """
-    if found := problem_of_first_weights(model.config, job.execution, job.root):
+    if found := problem_of_first_weights(model.config, job.execution, job.root, index["context_length"]):
         raise BadInput(f"params.yaml: {'.'.join(found[0])}: {found[1]}")
     folder = job.execution.init_folder(job.root)
     try:
         settings = read_object(folder / "config.json")
-        check_vocabulary(settings, folder, model.vocab_size, job.root / TOKENIZER, tokenizer_sha256)
+        check_vocabulary(settings, folder, model.vocab_size, job.root / TOKENIZER, index["tokenizer_sha256"])
         model.load_state_dict(tensors_of(settings, folder, model))
     except BadInput as error:
         raise BadInput(f"params.yaml: execution.init_from: {folder}: {error}") from None
@@ -74,38 +70,15 @@ def tensors_of(settings: dict[str, Any], folder: Path, model: Decoder) -> dict[s
     from safetensors.torch import load_file
 
     try:
-        theirs = load_file(folder / "model.safetensors")
+        tensors = our_tensors(settings, load_file(folder / WEIGHTS))
     except SafetensorError as error:
-        raise BadInput(f"model.safetensors: {error}; {AGAIN}") from None
-    for name, tensor in theirs.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"model.safetensors: {name} holds values that are not finite; {AGAIN}")
-    tensors = (
-        own_tensors(settings, theirs) if settings["model_type"] == OWN_TYPE else from_huggingface(settings, theirs)[1]
-    )
+        raise BadInput(f"{WEIGHTS}: {error}; {AGAIN}") from None
     wanted = model.state_dict()
     for name in ("embedding.weight", "head.weight"):
         if name in tensors:  # rows from vocab_size on are padding, here and there
             table = tensors[name]
             tensors[name] = table.new_zeros(len(wanted[name]), table.shape[1])
             tensors[name][: model.vocab_size] = table[: model.vocab_size]
-    if "position_embedding.weight" in tensors:
-        table, n = tensors["position_embedding.weight"], len(wanted["position_embedding.weight"])
-        if len(table) < n:
-            raise BadInput(f"{len(table)} learned positions; set pack.context_length, which is {n}, to at most that")
-        tensors["position_embedding.weight"] = table[:n]
+    if (name := "position_embedding.weight") in tensors:
+        tensors[name] = tensors[name][: len(wanted[name])]
     return tensors
-
-
-def own_tensors(settings: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Those of an export with Millrace's own code, held against the decoder that its config.json describes."""
-    sizes = [own_size(settings, key) for key in ("vocab_size", "context_length")]
-    with torch.device("meta"):
-        described = Decoder(architecture_in(settings), *sizes).state_dict()
-    wanted = {f"{PREFIX}{name}": list(tensor.shape) for name, tensor in described.items()}
-    if wrong := sorted(wanted.keys() ^ theirs.keys()):
-        raise BadInput(f"model.safetensors: {wrong[0]} is missing or has no place in this architecture; {AGAIN}")
-    for name, size in wanted.items():
-        if list(theirs[name].shape) != size:
-            raise BadInput(f"model.safetensors: {name} is {list(theirs[name].shape)}; by config.json it is {size}")
-    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in theirs.items()}

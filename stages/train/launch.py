@@ -17,6 +17,9 @@ from stages.entry import Job, die_with_parent, signals
 from stages.errors import BadInput, Failed, Stopped
 from stages.train.worker import OUTCOME, describe
 
+# that torchrun gives its ranks after a signal before it kills them; by itself it waits for 30
+SECONDS_TO_SAVE = 600
+
 
 def launch(job: Job, folder: Path) -> None:
     """Trains with `execution.n_processes` ranks.
@@ -36,6 +39,7 @@ def launch(job: Job, folder: Path) -> None:
     ]  # fmt: skip
     code_root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code_root), os.environ.get("PYTHONPATH", "")])}
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     with signals.wait():
         process = subprocess.Popen(command, cwd=job.root, env=environment, preexec_fn=die_with_parent)
         passed_on = False

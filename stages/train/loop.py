@@ -1,41 +1,35 @@
 """The training loop, for every objective: next batch, loss, backward, step, then the hooks.
 
-The loss of a step is the mean over the labels of the whole global batch. Each micro-batch gives a sum
-in nats; the number of labels is summed over all ranks before the first backward, so that every
-gradient is already the global one, whatever the number of ranks and micro-batches:
-
-    gradient = sum over ranks and micro-batches of d(sum of nats) / (labels of the global batch)
+The loss of a step is the mean over the labels of the whole global batch, whatever the number of ranks and
+micro-batches (gradients.py).
 
 A step whose loss or gradient is not finite is skipped by all ranks together and counted. The device
 decides that, and the processor runs ahead of it: it waits for results only where somebody needs them
-(on CPUs, where waiting is free, after every step; else for a log line, a validation, a checkpoint). A
-signal is obeyed there, again by all ranks together.
+(on CPUs, where waiting is free, after every step; else for a log line, a validation, a checkpoint, or a
+signal, of which the processors of all ranks tell each other at every step).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from stages.entry import signals
 from stages.errors import Failed, Stopped
-from stages.train.batches import Batches, StepBatches
-from stages.train.own_parts import without_gradient
+from stages.train.batches import Batches
+from stages.train.gradients import gradient_of_step
 from stages.train.run import TrainingRun
 from stages.train.scaler import HALVINGS
 from stages.train.schedule import lr_multiplier
-from stages.train.sharding import clip_grad_norm_, exchanging
 from stages.train.step import Hook, Launched, StepResult
 from stages.train.timing import WARM_UP_STEPS
 
 
 def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
-    """Runs until `max_steps`.
+    """Runs until `max_steps`, or until `patience` ends it.
 
     Raises:
         Stopped: a signal came; the last hook has written a checkpoint.
@@ -45,19 +39,20 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
         run.train_rows, run.params.seed, run.rows_per_step, run.ranks.rank, run.ranks.world, run.micro_batch,
         run.state.step, run.ranks.device,
     )  # fmt: skip
+    acting = [hook for hook in hooks if hook.every_rank or run.ranks.first]
     try:
         with signals.wait():
-            for hook in hooks:
+            for hook in acting:
                 hook.start(run)
             first = run.state.step
-            while run.state.step < run.params.max_steps:
+            while not run.finished:
                 started = time.perf_counter()
                 launched: list[Launched] = []
                 while not launched or not must_wait(run, hooks, run.state.step + len(launched), first):
                     launched.append(launch_step(run, batches, run.state.step + len(launched)))
-                settle(run, hooks, launched, started)
+                settle(run, acting, launched, started)
     finally:
-        for hook in hooks:
+        for hook in acting:
             hook.close(run)
         batches.close()
 
@@ -66,7 +61,7 @@ def must_wait(run: TrainingRun, hooks: Sequence[Hook], step: int, first: int) ->
     """Whether results are needed after this step. The first steps compile, and are timed one by one."""
     if run.ranks.device == "cpu" or step - first <= WARM_UP_STEPS or step == run.params.max_steps:
         return True
-    if signals.received is not None and run.ranks.world == 1:
+    if run.ranks.any(signals.received is not None):
         return True
     return any(hook.needs(run, step) for hook in hooks)
 
@@ -76,19 +71,13 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     started = time.perf_counter()
     step_batches = batches.next()
     waited = time.perf_counter() - started
-    nats = accumulate_gradients(run, step_batches, step)
-    run.ranks.sum_(nats)
-    if any(parameter.grad is None for parameter in run.model.parameters()):
-        raise without_gradient(run.model)
-    parameters = run.optimizers.with_gradients()
-    if run.scaler:
-        run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
-    clip = run.params.grad_clip or float("inf")
-    grad_norm = clip_grad_norm_(parameters, clip, run.ranks, run.sharded)
+    nats, grad_norm = gradient_of_step(run, step_batches, step)
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
     run.optimizers.step(multiplier, finite)
+    if run.average is not None:
+        run.average.update(step, finite)
     run.optimizers.zero_grad(set_to_none=not run.keeps_gradients)
     if run.scaler:
         run.scaler.update(finite)
@@ -114,31 +103,8 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
             hook.after_step(run, result)
         if run.state.consecutive_skipped >= run.params.max_skipped_steps + (HALVINGS if run.scaler else 0):
             raise Failed(diverged(run))
-    if stopping and run.state.step < run.params.max_steps:
+    if stopping and not run.finished:
         raise Stopped(f"a signal after step {run.state.step}")
-
-
-def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> Tensor:
-    """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank, float64 [].
-
-    DDP and FSDP2 average over ranks, so the local sum is scaled up by their number. Only the last
-    micro-batch sums gradients over them.
-    """
-    nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
-    factor: float | Tensor = run.ranks.world / batches.n_labels
-    if run.scaler:
-        factor = run.scaler.factor * factor
-    if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
-        torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
-    for i, batch in enumerate(batches.micro_batches):
-        last = i == len(batches.micro_batches) - 1
-        with exchanging(run.objective, run.model, last):
-            nats += run.micro_step(batch, factor)
-    return nats
-
-
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:7], "big")
 
 
 def diverged(run: TrainingRun) -> str:

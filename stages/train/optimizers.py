@@ -25,6 +25,9 @@ from stages.train.muon import Muon
 from stages.train.params import TrainParams
 from stages.train.sharding import as_part, local, part
 
+# States of all parameters together at most, bytes a parameter.
+STATE_BYTES = {"adamw": 8, "muon": 8, "lion": 4, "adamw_8bit": 3, "adamw_fp8": 3, "lion_fp8": 2}
+
 
 class Optimizers:
     """The optimizers of a run behind one step, with states by parameter name."""

@@ -29,7 +29,6 @@ from stages.first_weights import FREE
 from stages.train.params import TrainParams
 
 RUN_FILE = "run.json"
-PATHS = {"model": "init_from", "train": "resume_from"}  # which a sha256 beside them identifies
 ABSENT = "(none)"
 
 REFUSED = {
@@ -58,9 +57,9 @@ class Change:
     refused: str = ""
 
 
-def described(section: Any, name: str) -> dict[str, Any]:
-    """A section as checkpoints and later stages have it: without the path of what its sha256 identifies."""
-    return {key: value for key, value in plain(section).items() if key != PATHS[name]}
+def described(section: Any) -> dict[str, Any]:
+    """A section as checkpoints have it: without the path of what resume_sha256 identifies."""
+    return {key: value for key, value in plain(section).items() if key != "resume_from"}
 
 
 def origin_of(job: Job) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def origin_of(job: Job) -> dict[str, Any]:
     indices = {split: data / "pack" / split / "index.json" for split in ("train", "validation")}
     fingerprint = data / "code" / f"{job.stage}.json"
     return {
-        "params": {name: described(section, name) for name, section in sorted(job.sections.items())},
+        "params": {name: described(section) for name, section in sorted(job.sections.items())},
         "data": {
             **{split: file_sha256(path) for split, path in indices.items()},
             "tokenizer": json.loads(indices["train"].read_text(encoding="utf-8"))["tokenizer_sha256"],

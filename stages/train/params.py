@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.params import Section
 
 NOT_THERE = "no checkpoint there; `millrace checkpoints` lists those of this disk"
+OBJECTIVES = ("causal",)
+OWN = re.compile(r"stages\.train\.[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
 
 class TrainParams(Section):
-    objective: Literal["causal"] = "causal"
+    objective: str = "causal"
     seed: int = Field(default=0, ge=0)
     max_steps: int = Field(default=250, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
@@ -41,9 +43,29 @@ class TrainParams(Section):
     fp8_min_width: int = Field(default=1024, ge=16)
     eval_interval: int = Field(default=100, ge=1)
     validation_tokens: int = Field(default=32768, ge=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
+    hooks: list[str] = []
     max_skipped_steps: int = Field(default=5, ge=1)
     resume_from: str = ""
     resume_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+
+    @field_validator("objective")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in OBJECTIVES and not OWN.fullmatch(name):
+            known = ", ".join(OBJECTIVES)
+            raise ValueError(f"{name!r} is unknown; there are {known}. One of yours is named stages.train.FILE.CLASS")
+        return name
+
+    @field_validator("hooks")
+    @classmethod
+    def _are_named_by_module(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not OWN.fullmatch(name):
+                raise ValueError(f"{name!r} names no class of yours; name it as stages.train.FILE.CLASS")
+        return names
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> TrainParams:

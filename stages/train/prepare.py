@@ -24,12 +24,11 @@ from stages.train.activations import checkpoint_activations
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
+from stages.train.own import own_objective
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.sharding import is_sharded, shard
 
-# Slots in a forward pass under `micro_batch: auto`. On two CPU cores 1,024 was as fast as any.
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Tokens whose logits are held at once under `loss_chunk_tokens: auto`. On an H200, 4,096 were as fast as more.
 LOSS_CHUNK_TOKENS = {"cpu": 0, "cuda": 4096}
 
@@ -51,7 +50,11 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
-    objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+    objective: nn.Module
+    if params.objective in OBJECTIVES:
+        objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+    else:
+        objective = own_objective(params.objective, model, params)
     if compiled:
         compile_parts(objective, sharded)
     if sharded:
@@ -75,7 +78,8 @@ def micro_step(
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
     """
-    reason = no_graph(model, execution, ranks)
+    own = "." in params.objective
+    reason = "an objective of your own may wait for the device" if own else no_graph(model, execution, ranks)
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:
@@ -96,12 +100,3 @@ def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
     if any("." in name for name in (model.config.norm, model.config.mlp, *model.config.kinds)):
         return "parts of your own may wait for the device"
     return "" if wants_compile(execution, ranks) else "execution.compile is off"
-
-
-def micro_batch_rows(execution: Execution, ranks: Ranks, rows_per_step: int, context_length: int) -> int:
-    """Rows per forward pass: as asked, else the divisor of a rank's rows that comes nearest to a good size."""
-    if execution.micro_batch != "auto":
-        return execution.micro_batch
-    rows = max(1, rows_per_step // ranks.world)
-    most = max(1, MICRO_BATCH_TOKENS[torch.device(ranks.device).type] // context_length)
-    return max(divisor for divisor in range(1, min(rows, most) + 1) if rows % divisor == 0)

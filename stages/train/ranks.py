@@ -12,14 +12,21 @@ from torch import distributed
 from stages.errors import BadInput
 from stages.execution import Execution, n_cores
 
+_left: list[object] = []
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """One process among `world`. With one process nothing is communicated."""
+    """One process among `world`. With one process nothing is communicated.
+
+    Attributes:
+        processors: the same group by way of the processors; None where the group itself goes that way.
+    """
 
     rank: int
     world: int
     device: str
+    processors: distributed.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -38,17 +45,30 @@ class Ranks:
         if self.world > 1:
             distributed.all_reduce(tensor)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. The processors tell each other; no device is waited for."""
+        if self.world == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self.processors)
+        return bool(told)
+
     def barrier(self) -> None:
         if self.world > 1:
             distributed.barrier()
 
 
 def join_ranks(execution: Execution, launched: bool) -> Ranks:
-    """Sets threads and device and, if torchrun launched this process, joins the group it describes.
+    """Sets threads and device and, if torchrun launched this process, joins the group it describes, once.
 
     Without `launched` the environment is not read: a cluster's shell may have a WORLD_SIZE of its own.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if launched and name not in os.environ]:
+        raise BadInput(
+            f"execution.launcher is environment, but {', '.join(missing)} is not set; start this by torchrun, or set "
+            "execution.launcher to stage"
+        )
     world, rank, local_rank, local_world = (int(os.environ[name]) for name in names) if launched else (1, 0, 0, 1)
     torch.set_num_threads(execution.threads or max(1, n_cores() // local_world))
     device = execution.torch_device()
@@ -59,11 +79,17 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
-    if world > 1:
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Ranks(rank, world, device)
+    if world == 1:
+        return Ranks(rank, world, device)
+    on_gpu = device.startswith("cuda")
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return Ranks(rank, world, device, processors=distributed.new_group(backend="gloo") if on_gpu else None)
 
 
 def leave_ranks() -> None:
+    """Leaves the group, and keeps it until the process ends: where DDP was its last owner, it freed it while it held
+    Python's lock, and waited for a thread of the group that waited for that lock."""
     if distributed.is_initialized():
+        _left.append(distributed.group.WORLD)
         distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -14,23 +15,27 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.experts import Experts
 from model.size import summary
-from stages.entry import Job
+from stages.entry import Job, plain
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
+from stages.train.average import WeightAverage
+from stages.train.fitting import micro_batch_rows
 from stages.train.initial import load_initial_weights
 from stages.train.micro_step import GraphedMicroStep, MicroStep
 from stages.train.objective import autocast
 from stages.train.optimizers import Optimizers
-from stages.train.origin import described, origin_of, run_key
+from stages.train.origin import origin_of, run_key
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
-from stages.train.prepare import micro_batch_rows, micro_step, prepare, wants_compile
+from stages.train.prepare import micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
 from stages.train.scaler import LossScaler
 from stages.train.sharding import is_sharded, refuse
 from stages.train.state import Checkpoints, Component, TrainState
+
+WEIGHTS_BESIDE = "raw"  # the component of checkpoints that holds the weights behind the average
 
 
 @dataclasses.dataclass
@@ -73,6 +78,24 @@ class TrainingRun:
         return is_sharded(self.execution, self.ranks)
 
     @property
+    def average(self) -> WeightAverage | None:
+        average = self.components.get(WEIGHTS_BESIDE)
+        return average if isinstance(average, WeightAverage) else None
+
+    def published_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model has the weights that it is judged by and saved with: the average, if any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `train.patience` validations in a row were no improvement."""
+        return 0 < self.params.patience <= self.state.validations_without_improvement
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.params.max_steps or self.stopped_early
+
+    @property
     def keeps_gradients(self) -> bool:
         """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
         return isinstance(self.micro_step, GraphedMicroStep)
@@ -87,7 +110,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     data = job.root / "data" / "pack"
     train_rows, validation_rows = TokenRows(data / "train"), TokenRows(data / "validation")
     config = {
-        "model": described(model_config, "model"),
+        "model": plain(model_config),
         "vocab_size": train_rows.vocab_size,
         "context_length": train_rows.context_length,
         "tokenizer_sha256": train_rows.index["tokenizer_sha256"],
@@ -102,7 +125,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {summary(model_config, parameters)}")
     if is_sharded(job.execution, ranks):
-        refuse(model, params, rows_per_step, ranks.world)
+        refuse(model, params, job.execution, rows_per_step, ranks.world)
     objective = prepare(model, params, job.execution, ranks)
     if is_sharded(job.execution, ranks):
         try_parts(model, train_rows.context_length, params, ranks)
@@ -110,11 +133,16 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     state = TrainState()
     scaler = LossScaler(ranks.device) if params.precision == "fp16" else None
     components: dict[str, Component] = {"scaler": scaler} if scaler else {}
+    average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
+    if average is not None:
+        components[WEIGHTS_BESIDE] = average
     if newest is not None:
         state = checkpoints.load(newest, model, optimizers, components)
         if ranks.first:
             say(f"train: resuming at step {state.step} of {params.max_steps}")
-    micro_batch = micro_batch_rows(job.execution, ranks, rows_per_step, train_rows.context_length)
+    if average is not None:
+        average.begin()
+    micro_batch = micro_batch_rows(objective, optimizers, params, job.execution, ranks, train_rows)
     step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
@@ -136,7 +164,7 @@ def new_model(
     except ValueError as error:
         raise BadInput(f"params.yaml: model.{error}") from error
     if config.init_sha256 and not resumes:
-        load_initial_weights(model, job, rows.index["tokenizer_sha256"])
+        load_initial_weights(model, job, rows.index)
     elif not resumes:
         model.initialise(torch.Generator().manual_seed(params.seed))
     model.attention_backend = job.execution.attention_backend

@@ -17,7 +17,9 @@ Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -46,7 +48,7 @@ def is_sharded(execution: Execution, ranks: Ranks) -> bool:
     return execution.sharding == "full" and ranks.world > 1
 
 
-def refuse(model: Decoder, params: TrainParams, rows_per_step: int, world: int) -> None:
+def refuse(model: Decoder, params: TrainParams, execution: Execution, rows_per_step: int, world: int) -> None:
     """Raises BadInput with the first thing that does not go together with parts."""
     config, problem = model.config, ""
     if rows_per_step % world:  # some rank would gather blocks once less than the others
@@ -58,6 +60,8 @@ def refuse(model: Decoder, params: TrainParams, rows_per_step: int, world: int) 
         problem = f"{params.optimizer} scales blocks of 256 numbers, which parts would cut; " + (
             f"set train.optimizer to one of {', '.join(OPTIMIZERS)}"
         )
+    elif execution.sample_prompts:
+        problem = "caches of a model in parts cannot be made; set execution.sample_prompts to []"
     elif config.n_experts:
         problem = "experts have not been tried with it; set model.n_experts to 0"
     elif own := [name for name in (config.norm, config.mlp, *config.kinds) if "." in name]:
@@ -78,6 +82,14 @@ def shard(model: Decoder, precision: str, ranks: Ranks) -> None:
     # What is gathered for `hidden` stays so until the backward pass: logits and losses read the head behind it.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
+    model.register_forward_pre_hook(lambda model, _: model.reshard(), prepend=True)  # FSDP's own hooks gather
+    model.hidden = functools.partial(_gathered_anew, model, model.hidden)  # type: ignore[method-assign]
+
+
+def _gathered_anew(model: FSDPModule, hidden: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """A validation leaves embedding, norm and head gathered, which averaged weights may have changed since."""
+    model.reshard()
+    return hidden(*args, **kwargs)
 
 
 def local(tensor: Tensor) -> Tensor:

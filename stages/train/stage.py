@@ -18,9 +18,13 @@ from stages.checkpoint import checkpoints_in, folder_of, problem_of
 from stages.entry import Job
 from stages.errors import Failed
 from stages.train.launch import launch
+from stages.train.nodes import lead
 from stages.train.params import TrainParams
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
+
+# Of the folder monitor/; what else lies there, a trace or a memory snapshot, is large and stays in scratch.
+MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
 
 
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
@@ -30,6 +34,8 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
             if train.resume_from and not checkpoints_in(folder):
                 begin_from(find_source(job, train), folder, job)
             train_in(job, model, train, folder)
+        elif job.execution.launcher == "environment":
+            lead(job, None)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if metrics["best_validation_loss"] is None:
             raise Failed("no validation loss was finite; lower train.lr and train.muon_lr")
@@ -41,11 +47,18 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         link_or_copy(folder_of(folder, metrics["steps"]), job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
+        (job.staging / "monitor").mkdir()
+        for path in (folder / "monitor" / name for name in MONITOR):
+            if path.exists():
+                shutil.copyfile(path, job.staging / "monitor" / path.name)
         (folder / "finished").touch()
 
 
 def train_in(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> None:
-    if job.execution.n_processes == 1:
+    if job.execution.launcher == "environment":
+        lead(job, folder)
+        work(job, model, train, folder, launched=True)
+    elif job.execution.n_processes == 1:
         work(job, model, train, folder)
     else:
         launch(job, folder)

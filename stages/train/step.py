@@ -43,7 +43,14 @@ class Launched:
 
 class Hook:
     """Something that looks at a run. `after_step` runs once for every step, in the order of the hooks; the weights
-    are those of that step where `needs` has asked for it."""
+    are those of that step where `needs` has asked for it.
+
+    Attributes:
+        every_rank: whether it acts on all ranks, or on the first alone. `needs` is asked on all of them, since
+            they must wait together.
+    """
+
+    every_rank = True
 
     def needs(self, run: TrainingRun, step: int) -> bool:
         """Whether this hook must see the run right after this step, before the next one is launched."""

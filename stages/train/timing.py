@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from model.size import flops_per_token
+from stages.train.peaks import peak_flops
 
 if TYPE_CHECKING:
     from stages.train.run import TrainingRun
     from stages.train.step import StepResult
 
 WARM_UP_STEPS = 2
-# Dense bf16 peaks in FLOP/s by name of the device, from the vendor's data sheets; fp32 here means TF32 off.
-PEAK_FLOPS = {
-    "bf16": {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12},
-    "fp8": {"H200": 1979e12, "H100": 1979e12, "L40S": 733e12, "RTX 4090": 330e12},
-    "fp32": {"H200": 67e12, "H100": 67e12, "A100": 19.5e12, "L40S": 91.6e12, "RTX 4090": 82.6e12},
-}
 
 
 class Timing:
@@ -36,6 +31,8 @@ class Timing:
         self.waited = 0.0
         self.all_tokens = 0
         self.all_seconds = 0.0
+        self.lap_start = (0, 0.0)
+        self.lap_tokens_per_s = 0.0
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
@@ -52,30 +49,47 @@ class Timing:
             return self.tokens / self.seconds
         return self.all_tokens / self.all_seconds if self.all_seconds else 0.0
 
-    def report(self, run: TrainingRun) -> dict[str, float | int | None]:
-        """The content of timing.json; `mfu` is null where the peak of the device is not known."""
-        peak = peak_flops(run.ranks.device, run.params.precision)
+    def lap(self) -> None:
+        """Sets `lap_tokens_per_s` to the rate since the last call."""
+        tokens, seconds = self.tokens - self.lap_start[0], self.seconds - self.lap_start[1]
+        self.lap_tokens_per_s = tokens / seconds if seconds else self.tokens_per_s
+        self.lap_start = (self.tokens, self.seconds)
+
+    @property
+    def seconds_per_step(self) -> float:
+        counted = self.steps - WARM_UP_STEPS
+        return self.seconds / counted if counted > 0 else self.all_seconds / max(self.steps, 1)
+
+    @property
+    def data_wait_ratio(self) -> float:
+        """The part of the time in which training waited for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def mfu(self, run: TrainingRun) -> float | None:
+        """The part of the devices' peak that the model's arithmetic takes; None where the peak is not known."""
+        device = run.ranks.device
+        peak = peak_flops(torch.cuda.get_device_name(device), run.params.precision) if is_gpu(device) else None
         rows = run.train_rows
         per_token = flops_per_token(run.model.config, rows.vocab_size, rows.context_length)
+        return self.tokens_per_s * per_token / (peak * run.ranks.world) if peak else None
+
+    def peak_bytes(self, run: TrainingRun) -> int:
+        """The most memory held at once: by the GPU's allocator, or by this process."""
+        if is_gpu(run.ranks.device):
+            return torch.cuda.max_memory_allocated(run.ranks.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def report(self, run: TrainingRun) -> dict[str, float | int | None]:
+        """The content of timing.json; `mfu` is null where the peak of the device is not known."""
+        mfu = self.mfu(run)
         return {
             "tokens_per_s": round(self.tokens_per_s, 1),
-            "mfu": round(self.tokens_per_s * per_token / (peak * run.ranks.world), 4) if peak else None,
-            "peak_bytes": peak_bytes(run.ranks.device),
-            "data_wait_ratio": round(self.waited / self.seconds, 5) if self.seconds else 0.0,
+            "mfu": None if mfu is None else round(mfu, 4),
+            "peak_bytes": self.peak_bytes(run),
+            "data_wait_ratio": round(self.data_wait_ratio, 5),
             "seconds": round(self.all_seconds, 2),
         }
 
 
-def peak_flops(device: str, precision: str) -> float | None:
-    if not device.startswith("cuda"):
-        return None
-    name = torch.cuda.get_device_name(device)
-    peaks = PEAK_FLOPS["bf16" if precision == "fp16" else precision]
-    return next((flops for key, flops in peaks.items() if key in name), None)
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory held at once: of the GPU's allocator, or of this process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def is_gpu(device: str) -> bool:
+    return device.startswith("cuda")

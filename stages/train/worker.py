@@ -24,18 +24,21 @@ OUTCOME = "outcome.json"
 
 if TYPE_CHECKING:
     from stages.tracking import Run
+    from stages.train.journal import Journal
     from stages.train.run import TrainingRun
+    from stages.train.step import Hook
+    from stages.train.timing import Timing
 
 
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
-    from stages.tracking import open_run
-    from stages.train.hooks import Checkpoint, Log, Validation
+    from stages.tracking import Run, open_run
+    from stages.train.journal import Journal
     from stages.train.loop import train as loop
+    from stages.train.memory import out_of_memory_explained
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.resume import send_history
     from stages.train.run import build_run
-    from stages.train.step import Hook
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
@@ -44,15 +47,15 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
         timing = Timing()
         sections = {"model": plain(model), "train": plain(train)}
         with contextlib.ExitStack() as stack:
-            hooks: list[Hook] = [Validation()]
-            tracked: Run | None = None
+            tracked = Run({})
             if ranks.first:
                 tracked = stack.enter_context(open_run(job, run.checkpoints.identity["run"], sections))
                 if run.checkpoints.branched:
                     send_history(folder / "loss.csv", run.state.step, job.execution.log_interval, tracked)
-                hooks.append(Log(tracked, timing))
-            loop(run, [*hooks, Checkpoint()])
-            if tracked is not None:
+            hooks = make_hooks(train, Journal(folder / "training.log"), tracked, timing)
+            with out_of_memory_explained(run):
+                loop(run, hooks)
+            if ranks.first:
                 metrics = final_metrics(run)
                 tracked.results({name: float(value) for name, value in metrics.items() if value is not None})
                 if timing.steps or not (folder / "timing.json").exists():
@@ -60,8 +63,32 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 write_json(folder / "metrics.json", metrics)
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
+                for path in (folder / "monitor").glob("*.jsonl"):
+                    tracked.artifact(path, "monitor")
     finally:
         leave_ranks()
+
+
+def make_hooks(train: TrainParams, journal: Journal, tracked: Run, timing: Timing) -> list[Hook]:
+    """What happens beside the loop, in this order; the same on all ranks, which wait together where one needs it."""
+    from stages.train.curves import Curves
+    from stages.train.hooks import Checkpoint, Validation
+    from stages.train.log import Log
+    from stages.train.own import own_hooks
+    from stages.train.profile import Profile
+    from stages.train.samples import Samples
+    from stages.train.spikes import Spikes
+
+    return [
+        Profile(tracked),
+        Validation(),
+        *own_hooks(train.hooks),
+        Log(journal, tracked, timing),
+        Spikes(journal),
+        Samples(journal),
+        Curves(tracked, timing),
+        Checkpoint(),
+    ]
 
 
 def final_metrics(run: TrainingRun) -> dict[str, float | int | None]:
@@ -74,6 +101,7 @@ def final_metrics(run: TrainingRun) -> dict[str, float | int | None]:
         "best_validation_loss": state.best_validation_loss,
         "best_step": state.best_step,
         "skipped_steps": state.skipped_steps,
+        **({} if run.average is None else {"validation_loss_raw": state.validation_loss_raw}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
 

@@ -228,6 +228,13 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_never_appear():
     assert model(tokens(1, 4)).shape == (1, 4, 130)
 
 
+def test_a_pattern_is_read_with_spaces_anywhere_between_its_parts():
+    for pattern in ("swa*2,mla", " swa *2 , mla", "swa* 2+mla *1"):
+        assert ModelConfig(n_layers=4, layer_pattern=pattern).kinds == ("swa", "swa", "mla", "swa")
+    with pytest.raises(ValueError, match="'s wa\\*2' is no name with a count"):
+        ModelConfig(layer_pattern="s wa*2")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

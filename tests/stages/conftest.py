@@ -1,4 +1,4 @@
-"""A small packed corpus, made by the code of the stage `pack` from tokens of a known source."""
+"""A small packed corpus, made by the code of the stage `pack` from tokens of a known source; and an export."""
 
 from pathlib import Path
 
@@ -44,3 +44,24 @@ def packed(tmp_path: Path) -> Path:
     write_split(tmp_path, "train", markov_documents(300, seed=0))
     write_split(tmp_path, "validation", markov_documents(40, seed=1))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stage `export` reads; its tests copy it before they change anything."""
+    from tests.stages.exports import SMALL, write_workspace
+
+    root = tmp_path_factory.mktemp("workspace")
+    write_workspace(root, SMALL)
+    return root
+
+
+@pytest.fixture(scope="session")
+def export(workspace: Path) -> Path:
+    """One export, registered in a database of the workspace, that tests look at."""
+    from tests.stages.exports import OUTER_SETTINGS, exported
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name in OUTER_SETTINGS:
+            environment.delenv(name, raising=False)
+        return exported(workspace, Execution())

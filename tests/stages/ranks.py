@@ -32,9 +32,10 @@ MODEL = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
 
 
 def compute_in_double() -> None:
-    """Everything that torch makes here is float64, also where the code asks for at least float32."""
+    """Everything that torch makes here is float64, also where the code asks for at least float32; but for flags."""
     torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign,assignment]
+    single = torch.Tensor.float
+    torch.Tensor.float = lambda tensor: single(tensor) if tensor.dtype == torch.bool else tensor.double()
 
 
 def break_loss(in_step: int) -> None:
@@ -122,7 +123,7 @@ def main(path: Path) -> int:
                 code = 0
             except BaseException:
                 traceback.print_exc()
-            finally:
+            finally:  # nothing of the parent's is closed here
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)

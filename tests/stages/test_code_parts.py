@@ -66,6 +66,9 @@ def refusal(root: Path, code: str, **changes: str) -> str:
         "import numpy",
         '"""An example:\n\nimport model\nfrom model import norm\nfrom stages.entry import main\n"""',
         "from model.helper import math",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stages.entry import Job\n    import model",
+        "import importlib\nimportlib.import_module('torch.nn')\nimportlib.import_module(name)",
+        "def later():\n    import nowhere_to_be_found",
     ],
 )
 def test_what_an_export_can_take_along_is_fine(project_root: Path, statement: str) -> None:
@@ -87,6 +90,11 @@ def test_what_an_export_can_take_along_is_fine(project_root: Path, statement: st
         "from stages.entry import file_sha256",
         "from pipeline import graph",
         "importlib.import_module('model.norm')",
+        "importlib.import_module(name='model.norm')",
+        "importlib.import_module('.norm', __package__)",
+        "from importlib import import_module as load\nload('model.norm')",
+        "load = importlib.import_module\nload('stages.entry')",
+        "if TYPE_CHECKING:\n    import model\nelse:\n    import stages.entry",
         "if x:\n    import stages.entry",
         "if x: from model.norm import RMSNorm",
     ],
@@ -109,6 +117,13 @@ def test_so_is_one_in_a_file_that_the_part_imports(project_root: Path) -> None:
         )
     finally:
         helper.write_text("import math\n")
+
+
+def test_a_package_that_is_not_installed_is_refused(project_root: Path) -> None:
+    for statement in ("import nowhere_to_be_found.part", "from nowhere_to_be_found import part"):
+        assert "model/mine.py:1: the package nowhere_to_be_found is not installed; install it" in refusal(
+            project_root, f"{statement}\n{PART}"
+        )
 
 
 def test_a_file_that_is_not_there_is_named(project_root: Path) -> None:
@@ -161,6 +176,7 @@ def made(signature: str, base: str) -> str:
         ("mlp", "def __init__(self, *arguments, **named): ...", "nn.Module"),
         ("mlp", "x = 1", "GatedMLP"),
         ("mlp", "x = 1", "nn.Linear"),
+        ("mlp", "x = 1", "Other): ...\n\nclass Other(Part"),  # left to Python, which will say so
         ("norm", "def __init__(self, size, eps): ...", "nn.Module"),
     ],
 )

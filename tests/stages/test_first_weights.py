@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,10 @@ from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
 from stages.first_weights import differences
 from stages.huggingface import to_huggingface
+from stages.pack.params import PackParams
+from stages.tokenizer.params import TokenizerParams
 from stages.train.initial import load_initial_weights
+from stages.weights_file import CHUNK, first_not_finite, read_header
 
 VOCABULARY, CONTEXT = 61, 16
 OTHER = "ab" * 32  # the sha256 of no file here
@@ -74,13 +79,17 @@ def load(
 ) -> dict[str, torch.Tensor]:
     """What train starts with, of the folder `theirs` in this workspace."""
     decoder = Decoder(config, VOCABULARY, n)
-    load_initial_weights(decoder, Job("train", root, Execution(init_from="theirs")), tokenizer_sha256)
+    index = {"tokenizer_sha256": tokenizer_sha256, "context_length": n}
+    load_initial_weights(decoder, Job("train", root, Execution(init_from="theirs")), index)
     return decoder.state_dict()
 
 
-def problem_in_code(config: ModelConfig, root: Path, folder: str = "theirs") -> str:
+def problem_in_code(config: ModelConfig, root: Path, folder: str = "theirs", n: int = CONTEXT, given: str = "") -> str:
     """What the stage `code` says, with the key; empty if it finds nothing."""
-    found = initial_weights({"model": config, "execution": Execution(init_from=folder)}, root)
+    execution, pack = Execution(init_from=folder), PackParams(context_length=n)
+    tokenizer = TokenizerParams(file=given, file_sha256=OTHER if given else "")
+    sections = {"model": config, "execution": execution, "pack": pack, "tokenizer": tokenizer}
+    found = initial_weights(sections, root)
     return "".join(f"{'.'.join(keys)}: {problem}" for keys, problem in found)
 
 
@@ -101,12 +110,18 @@ def test_every_tensor_is_that_of_the_folder(tmp_path: Path, config: ModelConfig,
         assert not loaded[name][n:].any()
 
 
-def write_tokenizer(path: Path, merges: list[Any], shift: int = 0) -> str:
+WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}],
+}
+
+
+def write_tokenizer(path: Path, merges: list[Any], shift: int = 0, **steps: Any) -> str:
     vocabulary = {f"t{i}": i + (shift if i > 40 else 0) for i in range(2, VOCABULARY)}
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
     special = [{"id": 0, "content": "<|endoftext|>"}, {"id": 1, "content": "<|pad|>"}]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"model": model, "added_tokens": special})
+    write_json(path, {"model": model, "added_tokens": special, **steps})
     return file_sha256(path)
 
 
@@ -139,6 +154,8 @@ def test_a_vocabulary_that_is_too_small_is_refused_with_its_tokenizer_beside(tmp
         ({"merges": [["a", "b"], ["d", "c"]]}, "merge 1 is 'd c' there and 'c d' in"),
         ({"merges": [["a", "b"]]}, "1 merges there and 2 in"),
         ({"merges": [["a", "b"], ["c", "d"]], "shift": 3}, "token 't41' has 44 there and 41 in"),
+        ({"merges": [["a", "b"], ["c", "d"]], "normalizer": {"type": "NFC"}}, "its normalizer is not the one in"),
+        ({"merges": [["a", "b"], ["c", "d"]], "pre_tokenizer": WORDS}, "its pre_tokenizer is not the one in"),
     ],
 )
 def test_another_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
@@ -147,6 +164,21 @@ def test_another_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], pr
     write_tokenizer(tmp_path / "theirs/tokenizer.json", **change)
     with pytest.raises(BadInput, match=f"params.yaml: execution.init_from: .*theirs: tokenizer.json: .*: {problem}"):
         load(start, tmp_path, sha256)
+    assert problem_in_code(start, tmp_path) == "", "without a tokenizer.file it is not there yet"
+    assert re.search(
+        f"^execution.init_from: .*theirs: tokenizer.json: {problem}",
+        problem_in_code(start, tmp_path, given="data/tokenizer/tokenizer.json"),
+    )
+
+
+def test_the_same_tokenizer_in_another_form_is_fine(tmp_path: Path) -> None:
+    """As older and newer versions of tokenizers write it."""
+    start = export_folder(tmp_path / "theirs", drawn(PLAIN))
+    given = "data/tokenizer/tokenizer.json"
+    write_tokenizer(tmp_path / given, [["a", "b"]], normalizer=None, pre_tokenizer=WORDS)
+    alone = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    write_tokenizer(tmp_path / "theirs/tokenizer.json", ["a b"], pre_tokenizer=alone)
+    assert problem_in_code(start, tmp_path, given=given) == ""
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -168,6 +200,20 @@ def set_keys(**values: Any) -> Callable[[Path], None]:
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Another header before the same bytes."""
+
+    def rewrite(folder: Path) -> None:
+        content = (folder / "model.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        described = json.loads(content[8 : 8 + length])
+        change(described)
+        text = json.dumps(described).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return rewrite
 
 
 def cut(folder: Path) -> None:
@@ -207,6 +253,11 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
         (write("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"), "model.safetensors: holds no tensor"),
         (write("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"), "model.safetensors: its header is damaged"),
         (cut, r"model.safetensors: has [\d,]+ bytes of [\d,]+; download"),
+        (header(lambda h: h[QUERY].update(shape=[32, -32])), "model.safetensors: its header is damaged"),
+        (header(lambda h: h[QUERY].update(shape=[32, 31])), rf"model.safetensors: {QUERY}, F32 \[32, 31\], lies at"),
+        (header(lambda h: h[QUERY].update(data_offsets=[0, 4096])), "model.safetensors: .*, lies at .* not where"),
+        (header(lambda h: h.pop(QUERY)), "model.safetensors: .*, lies at bytes .* not its size or not where the one"),
+        (header(lambda h: h[QUERY].update(data_offsets=[9, 1])), "model.safetensors: its header is damaged"),
         (tensors(lambda t: t.update({QUERY: t[QUERY].to(torch.int8)})), f"model.safetensors: {QUERY} is I8; weights"),
     ],
 )  # fmt: skip
@@ -238,7 +289,7 @@ def test_of_folder_and_sha256_neither_goes_without_the_other(tmp_path: Path) -> 
         "else set execution.init_from to ''"
     )
     assert problem_in_code(start, tmp_path, "") == (
-        "model.init_sha256: names first weights that no training here has begun from; "
+        "model.init_sha256: names first weights, and no checkpoint goes on from them; "
         "set execution.init_from to their folder"
     )
 
@@ -258,7 +309,7 @@ def test_where_a_training_has_begun_the_folder_is_needed_no_more(tmp_path: Path,
     shutil.rmtree(tmp_path / "theirs")
     assert problem_in_code(start, tmp_path) == problem_in_code(start, tmp_path, "") == ""
     other = dataclasses.replace(start, n_layers=3)  # whose training would have to start
-    assert problem_in_code(other, tmp_path, "").startswith("model.init_sha256: names first weights that no training")
+    assert problem_in_code(other, tmp_path, "").startswith("model.init_sha256: names first weights, and no checkpoint")
 
 
 def test_a_relative_folder_begins_in_the_main_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +334,23 @@ def test_a_relative_folder_begins_in_the_main_repository(tmp_path: Path, monkeyp
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, config: ModelConfig, damage: Any, problem: str) -> None:
     export_folder(tmp_path / "theirs", drawn(config))
     tensors(damage)(tmp_path / "theirs")
-    with pytest.raises(BadInput, match=f"^params.yaml: execution.init_from: .*theirs: model.safetensors: {problem}"):
-        load(started(config, tmp_path / "theirs"), tmp_path)
+    start = started(config, tmp_path / "theirs")
+    with pytest.raises(
+        BadInput, match=f"^params.yaml: execution.init_from: .*theirs: model.safetensors: {problem}"
+    ) as error:
+        load(start, tmp_path)
+    assert problem_in_code(start, tmp_path) == str(error.value).removeprefix("params.yaml: ")
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_single_value_that_is_no_number_is_found(tmp_path: Path, kind: torch.dtype, value: float) -> None:
+    whole = {"a": torch.zeros(7, dtype=kind), "b": torch.full((CHUNK,), torch.finfo(kind).max, dtype=kind)}
+    save_file(whole, tmp_path / "whole")
+    assert first_not_finite(tmp_path / "whole", read_header(tmp_path / "whole")) is None
+    whole["b"][-1] = value
+    save_file(whole, tmp_path / "broken")
+    assert first_not_finite(tmp_path / "broken", read_header(tmp_path / "broken")) == "b"
 
 
 @pytest.mark.parametrize(
@@ -317,8 +383,10 @@ def test_a_folder_that_the_stages_write_anew_is_refused(tmp_path: Path, monkeypa
 
 def test_fewer_learned_positions_than_the_rows_are_long_are_refused(tmp_path: Path) -> None:
     start = export_folder(tmp_path / "theirs", drawn(GPT2))
-    with pytest.raises(BadInput, match="16 learned positions; set pack.context_length, which is 17, to at most that"):
+    problem = "16 learned positions; set pack.context_length, which is 17, to at most that"
+    with pytest.raises(BadInput, match=problem):
         load(start, tmp_path, n=CONTEXT + 1)
+    assert problem in problem_in_code(start, tmp_path, n=CONTEXT + 1)
 
 
 @pytest.mark.parametrize(

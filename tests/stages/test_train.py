@@ -87,7 +87,7 @@ def test_learns_and_publishes_what_the_contract_names(packed):
     assert metrics["steps"] == 60 and metrics["skipped_steps"] == 0
     assert metrics["parameters"] == n_parameters(MODEL, 61)
     assert sorted(path.name for path in out.iterdir()) == [
-        "best", "last", "loss.csv", "metrics.json", "timing.json", "training.log",
+        "best", "last", "loss.csv", "metrics.json", "monitor", "timing.json", "training.log",
     ]  # fmt: skip
     for name in ("best", "last"):
         assert problem_of(out / name) is None
@@ -218,12 +218,13 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(packed):
     ("schedule", "expected"),
     [
         ("linear", {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 9: 0.125}),
-        ("cosine", {0: 0.5, 2: 1.0, 6: 0.5, 9: 0.5 * (1 + math.cos(math.pi * 7 / 8))}),
-        ("wsd", {0: 0.5, 2: 1.0, 5: 1.0, 6: 1.0, 8: 0.5, 9: 0.25}),
-        ("constant", {0: 0.5, 2: 1.0, 9: 1.0}),
+        ("cosine", {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 9: 0.5 * (1 + math.cos(math.pi * 7 / 8))}),
+        ("wsd", {0: 0.5, 1: 1.0, 2: 1.0, 5: 1.0, 6: 1.0, 8: 0.5, 9: 0.25}),
+        ("constant", {0: 0.5, 1: 1.0, 2: 1.0, 6: 1.0, 9: 1.0}),
     ],
 )
 def test_schedules_follow_their_closed_form(schedule, expected):
+    """At 0, 1 = W - 1, 2 = W, the middle 6, and 9 = N - 1."""
     params = TrainParams(max_steps=10, warmup_steps=2, schedule=schedule, decay_ratio=0.4)
     for step, multiplier in expected.items():
         assert lr_multiplier(step, params) == pytest.approx(multiplier), step

@@ -149,7 +149,7 @@ def test_a_training_that_has_begun_goes_on_without_the_folder(packed, tmp_path, 
     shutil.rmtree(tmp_path / "theirs")
     resumed = weights(train_model(packed, start, EXECUTION))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    with pytest.raises(BadInput, match="model.init_sha256: names first weights .*; set execution.init_from to their"):
+    with pytest.raises(BadInput, match="model.init_sha256: names first weights, .*; set execution.init_from to their"):
         train_model(packed, start, EXECUTION, max_steps=13)
 
 

@@ -28,7 +28,7 @@ def scenarios() -> list[dict]:
     long = {**steady, "max_steps": 50, "optimizer": "adamw", "grad_clip": 0.0, "lr": 0.003}
     short = {**steady, "max_steps": 8}
     doubles = [{"folder": f"double-{w}", "world": w, "train": steady, "double": True} for w in (1, *WORLDS)]
-    singles = [{"folder": f"single-{w}", "world": w, "train": long} for w in (1, *WORLDS)]
+    singles = [{"folder": f"single-{w}", "world": w, "train": long} for w in (1, 4)]
     firsts = [{**one, "folder": f"first-{one['world']}", "stop": 1, "interval": 1} for one in singles]
     switched = [{"folder": "switched", "world": w, "train": steady, "stop": stop, "double": True}
                 for w, stop in ((4, 5), (1, 11), (2, 0))]  # fmt: skip
@@ -107,14 +107,13 @@ def test_in_float64_losses_and_weights_are_those_of_one_rank(trained: Path, worl
         assert states[1][name] == pytest.approx(states[0][name], abs=1e-9)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_in_fp32_the_first_gradient_and_fifty_losses_are_those_of_one_rank(trained: Path, world: int):
-    gradients, others = (tensors(trained / f"first-{w}", 1, "optimizer") for w in (1, world))
+def test_in_fp32_the_first_gradient_and_fifty_losses_are_those_of_one_rank(trained: Path):
+    gradients, others = (tensors(trained / f"first-{w}", 1, "optimizer") for w in (1, 4))
     means = [name for name in gradients if name.startswith("adamw.exp_avg.")]
     norm = torch.cat([gradients[name].flatten() for name in means]).norm()
     difference = torch.cat([(others[name] - gradients[name]).flatten() for name in means]).norm()
     assert norm > 0 and difference <= 1e-6 * norm
-    one, several = (losses(trained / f"single-{w}") for w in (1, world))
+    one, several = (losses(trained / f"single-{w}") for w in (1, 4))
     assert len(one) == STEPS["single"]
     np.testing.assert_allclose([several[step] for step in one], list(one.values()), atol=1e-4)
 

@@ -16,7 +16,7 @@ from stages.errors import BadInput
 from stages.train.params import TrainParams
 from stages.train.sharding import refuse
 from tests.stages.conftest import markov_documents, write_split
-from tests.stages.test_train import MODEL, REPOSITORY, TRAIN
+from tests.stages.test_train import EXECUTION, MODEL, REPOSITORY, TRAIN
 from tests.stages.test_train_ranks import losses, tensors
 
 STEPS = 10
@@ -36,13 +36,13 @@ def scenario(folder: str, world: int, execution: dict | None = None, **more) -> 
 def scenarios() -> list[dict]:
     found = []
     for name in OPTIMIZERS:
-        train = {"optimizer": name, "lr": 0.003, "lion_lr": 0.001}
+        train = {"optimizer": name, "lr": 0.003, "lion_lr": 0.001, "ema_decay": 0.9 if name == "muon" else 0.0}
         found.append(scenario(f"{name}-1", 1, double=True, train=train))
         found.append(scenario(f"{name}-full", 2, FULL, double=True, train=train))
     found += [scenario("uneven-1", 1, double=True, model=UNEVEN),
               scenario("uneven-full", 3, {**FULL, "micro_batch": 2, "activation_checkpointing": "full"},
                        double=True, model=UNEVEN)]  # fmt: skip
-    train = {"optimizer": "muon", "lr": 0.003, "lion_lr": 0.001}
+    train = {"optimizer": "muon", "lr": 0.003, "lion_lr": 0.001, "ema_decay": 0.9}
     found += [scenario("switched", world, execution, double=True, train=train, stop=stop)
               for world, execution, stop in ((2, FULL, 2), (1, {}, 5), (3, FULL, 0))]  # fmt: skip
     for name, execution in (("ddp", {}), ("full", FULL)):
@@ -69,12 +69,16 @@ def state(folder: Path) -> dict:
 
 
 def assert_equal(one: Path, other: Path, weights: float, loss: float) -> None:
-    """Losses of every step and of validation, weights, and states of the optimizer."""
+    """Losses of every step and of validation, weights (averaged ones too), and states of the optimizer."""
     expected, found = losses(one), losses(other)
     assert len(expected) == STEPS and expected.keys() == found.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=0, atol=loss)
     assert state(other)["validation_loss"] == pytest.approx(state(one)["validation_loss"], abs=loss)
-    for name in ("model", "optimizer"):
+    files = {path.name for path in checkpoints_in(one)[STEPS].iterdir()}
+    assert files == {path.name for path in checkpoints_in(other)[STEPS].iterdir()}
+    for name in ("model", "optimizer", "raw"):
+        if f"{name}.safetensors" not in files:
+            continue
         expected, found = tensors(one, STEPS, name), tensors(other, STEPS, name)
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
@@ -132,5 +136,6 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(trained: Path)
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused_by_the_names_of_its_params(model, train, world, named):
     with pytest.raises(BadInput, match=r"^params.yaml: execution.sharding is full, but ") as refused:
-        refuse(Decoder(model, 61, 16), TrainParams(**{**TRAIN.model_dump(), **train}), rows_per_step=8, world=world)
+        params = TrainParams(**{**TRAIN.model_dump(), **train})
+        refuse(Decoder(model, 61, 16), params, EXECUTION, rows_per_step=8, world=world)
     assert named in str(refused.value) and "execution.sharding to none" in str(refused.value)

@@ -1,0 +1,58 @@
+"""The gradient of a step: of the mean loss over the labels of the global batch, clipped.
+
+Each micro-batch gives a sum in nats; dividing by the labels of all ranks and micro-batches makes every part of the
+gradient the global one:
+
+    gradient = sum over ranks and micro-batches of d(sum of nats) / (labels of the global batch)
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from stages.train.batches import StepBatches
+from stages.train.own_parts import without_gradient
+from stages.train.run import TrainingRun
+from stages.train.sharding import clip_grad_norm_, exchanging
+
+
+def gradient_of_step(run: TrainingRun, batches: StepBatches, step: int) -> tuple[Tensor, Tensor]:
+    """Leaves the gradient in the parameters; returns the nats of all ranks, float64 [], and its norm before clipping.
+
+    Raises:
+        BadInput: the loss does not depend on some parameter of a part of one's own.
+    """
+    nats = accumulate_gradients(run, batches, step)
+    run.ranks.sum_(nats)
+    if any(parameter.grad is None for parameter in run.model.parameters()):
+        raise without_gradient(run.model)
+    parameters = run.optimizers.with_gradients()
+    if run.scaler:
+        run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return nats, clip_grad_norm_(parameters, run.params.grad_clip or float("inf"), run.ranks, run.sharded)
+
+
+def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> Tensor:
+    """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank, float64 [].
+
+    DDP and FSDP2 average over ranks, so the local sum is scaled up by their number. Only the last micro-batch
+    sums gradients over them.
+    """
+    nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    factor: float | Tensor = run.ranks.world / batches.n_labels
+    if run.scaler:
+        factor = run.scaler.factor * factor
+    if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
+        torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
+    for i, batch in enumerate(batches.micro_batches):
+        last = i == len(batches.micro_batches) - 1
+        with exchanging(run.objective, run.model, last):
+            nats += run.micro_step(batch, factor)
+    return nats
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:7], "big")

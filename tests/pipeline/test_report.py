@@ -1,0 +1,71 @@
+"""millrace report: the newest training, whether it runs, and its log as it grows."""
+
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import cli
+
+LINES = [f"step {step} loss {5 - step / 100:.2f}" for step in range(0, 300, 10)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scratch folder of a training, the newer one of two."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "params.yaml").write_text("execution:\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    for age, name in enumerate(("newer", "older")):
+        log = tmp_path / ".dvc/tmp/millrace/train" / name / "training.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(f"{line}\n" for line in LINES[:20]))
+        os.utime(log, (time.time() - 100 * age,) * 2)
+    return tmp_path / ".dvc/tmp/millrace/train/newer"
+
+
+def said(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(cli, ["report", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output.splitlines()
+
+
+def test_it_shows_the_last_lines_of_the_newest_training_and_where_its_curves_are(folder: Path) -> None:
+    first, *lines = said("-n", "3")
+    assert first == f"run newer was interrupted; curves: {folder}/monitor/curves.html"
+    assert lines == LINES[17:20]
+    (folder / "metrics.json").write_text("{}")
+    assert said("-n", "0") == [f"run newer has ended; curves: {folder}/monitor/curves.html"]
+
+
+def test_it_follows_a_running_one_until_it_ends(folder: Path) -> None:
+    lock = folder.with_name("newer.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def train() -> None:
+        for line in LINES[20:]:
+            with (folder / "training.log").open("a") as file:
+                file.write(line[:5])
+                file.flush()
+                time.sleep(0.02)
+                file.write(line[5:] + "\n")
+        lock.close()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    first, *lines = said("--watch", "-n", "20")
+    thread.join()
+    assert "is running" in first and lines[-len(LINES[20:]) :] == LINES[20:]
+    assert len(lines) == len(set(lines))
+
+
+def test_without_a_training_it_says_how_to_start_one(folder: Path) -> None:
+    for path in folder.parent.glob("*/training.log"):
+        path.unlink()
+    result = CliRunner().invoke(cli, ["report"])
+    assert "no training in" in str(result.exception) and "`dvc repro train` starts one" in str(result.exception)

@@ -72,7 +72,7 @@ def compile_parts(objective: nn.Module, sharded: bool = False) -> None:
     """
     for block in objective.model.blocks:  # type: ignore[union-attr]
         if sharded:
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, dynamic=False)
         else:
             block.compile(dynamic=False)
     objective.model.final_norm.compile(dynamic=False)  # type: ignore[union-attr]

@@ -86,7 +86,7 @@ def shard(model: Decoder, precision: str, ranks: Ranks) -> None:
     model.hidden = functools.partial(_gathered_anew, model, model.hidden)  # type: ignore[method-assign]
 
 
-def _gathered_anew(model: FSDPModule, hidden: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _gathered_anew(model: Any, hidden: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """A validation leaves embedding, norm and head gathered, which averaged weights may have changed since."""
     model.reshard()
     return hidden(*args, **kwargs)

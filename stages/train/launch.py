@@ -18,7 +18,7 @@ from stages.errors import BadInput, Failed, Stopped
 from stages.train.worker import OUTCOME, describe
 
 # that torchrun gives its ranks after a signal before it kills them; by itself it waits for 30
-SECONDS_TO_SAVE = 600
+SECONDS_TO_SAVE = 120
 
 
 def launch(job: Job, folder: Path) -> None:

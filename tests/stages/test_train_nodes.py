@@ -53,6 +53,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_nodes_stop_together_and_another_checkout_goes_on_with_their_scratch(packed: Path, tmp_path_factory):
     alone = weights(run_in(packed, LONG))
     scratch = str(tmp_path_factory.mktemp("shared"))

@@ -18,6 +18,8 @@ from stages.train.batches import Batches
 from tests.stages.conftest import markov_documents, write_split
 from tests.stages.test_train import REPOSITORY, TRAIN
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"double": 20, "single": 50}
 WORLDS = (2, 4)
 

@@ -14,9 +14,9 @@ Weights are fp32 and products bf16 by autocast, for all of them. benchmarks/side
 **A speed counts only if the loss falls.** The rows have structure (three of four tokens follow from the two
 before), so a loss that falls is learning; each line has the first loss and the last, and what the last differs by
 from that of our first row of the shape. Steps are timed in groups and the median taken. FLOPs are those of
-model/size.py, of a nominal 989 TFLOP/s in bf16 whatever the precision. Memory is the peak after warm-up, as allocated and as
-reserved by torch's allocator: a CUDA graph, which ours is, keeps its memory reserved where the allocator does not
-count it, so sides are compared by what is reserved.
+model/size.py, of a nominal 989 TFLOP/s in bf16 whatever the precision. Memory is the peak after warm-up, as allocated
+and as reserved by torch's allocator: a CUDA graph, which ours is, keeps its memory reserved where the allocator does
+not count it, so sides are compared by what is reserved.
 """
 
 from __future__ import annotations

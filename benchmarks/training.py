@@ -311,10 +311,10 @@ def main() -> None:
     if device == "cpu" and not (options.cpu or options.toy):
         raise SystemExit("benchmarks.training: no GPU; take --cpu or --toy")
     try:
-        if options.toy:
-            rows = cpu_rows(options, "toy")
+        if options.row or device == "cuda":
+            rows = rows_of(options)
         else:
-            rows = cpu_rows(options, "default") if options.cpu else rows_of(options)
+            rows = cpu_rows(options, "toy" if options.toy else "default")
         measure(rows, options, device)
     except BadInput as error:
         raise SystemExit(f"benchmarks.training: {error}") from None

@@ -34,7 +34,7 @@ NO_SEGMENT = -1
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows ready for the model; int64 arrays [B, T].
+    """Rows ready for the model; integer arrays [B, T].
 
     Attributes:
         labels: -100 where a slot is padding.
@@ -105,23 +105,48 @@ class TokenRows:
             raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
         return [_Part(batch, self.context_length) for batch in batches]
 
-    def batch(self, row_ids: np.ndarray) -> Batch:
-        """The rows with these numbers, in this order."""
-        shape = (len(row_ids), self.context_length)
-        inputs = np.empty(shape, np.int64)
-        labels = np.full(shape, IGNORED_LABEL, np.int64)
-        segments = np.full(shape, NO_SEGMENT, np.int64)
-        positions = np.zeros(shape, np.int64)
-        for i, row_id in enumerate(row_ids):
-            part, row = self._locate(int(row_id))
-            lengths, next_ids = part.segments(row)
-            inputs[i] = part.input_ids[row]
-            filled, ends = lengths.sum(), np.cumsum(lengths)
-            labels[i, : filled - 1] = inputs[i, 1:filled]
-            labels[i, ends - 1] = next_ids
-            segments[i, :filled] = np.repeat(np.arange(len(lengths)), lengths)
-            positions[i, :filled] = np.arange(filled) - np.repeat(ends - lengths, lengths)
-        return Batch(inputs, labels, segments, positions)
+    def batch(self, row_ids: np.ndarray, dtype: type[np.signedinteger] = np.int64) -> Batch:
+        """The rows with these numbers, in this order; who copies them on may want a narrower `dtype`.
+
+        No Python for each row: what a segment has once is repeated over its slots. The padding of a row is one more
+        segment, with number -1 and no label.
+        """
+        inputs, counts, lengths, next_ids = self._gather(row_ids, dtype)
+        last = np.cumsum(counts + 1) - 1  # where the padding of each row stands among segments
+        first = last - counts
+        lengths[last] = self.context_length - np.add.reduceat(lengths, first) if len(row_ids) else 0
+        numbers = np.arange(len(lengths)) - np.repeat(first, counts + 1)
+        numbers[last] = NO_SEGMENT
+        ends = np.cumsum(lengths)
+        labels = np.empty(inputs.size, dtype)
+        labels[:-1] = inputs.reshape(-1)[1:]
+        real = numbers != NO_SEGMENT
+        labels[ends[real] - 1] = next_ids[real]
+        segments = np.repeat(numbers.astype(dtype), lengths)
+        positions = np.arange(inputs.size, dtype=dtype)
+        positions -= np.repeat((ends - lengths).astype(dtype), lengths)
+        padding = _runs(ends[last] - lengths[last], lengths[last])
+        labels[padding], positions[padding] = IGNORED_LABEL, 0
+        return Batch(inputs, *(array.reshape(inputs.shape) for array in (labels, segments, positions)))
+
+    def _gather(self, row_ids: np.ndarray, dtype: type[np.signedinteger]) -> tuple[np.ndarray, ...]:
+        """Inputs [B, T] and the number of segments of each row; of all segments lengths and next ids, with a place
+        of its own behind each row for the padding."""
+        parts = np.searchsorted(self._first_rows, row_ids, side="right") - 1
+        rows = row_ids - self._first_rows[parts]
+        groups = [(self._parts[number], np.flatnonzero(parts == number)) for number in np.unique(parts)]
+        inputs = np.empty((len(row_ids), self.context_length), dtype)
+        begins, counts = np.empty((2, len(row_ids)), np.int64)
+        for part, here in groups:
+            inputs[here] = part.input_ids[rows[here]]
+            begins[here] = part.boundaries[rows[here]]
+            counts[here] = part.boundaries[rows[here] + 1] - begins[here]
+        places = np.cumsum(counts + 1) - counts - 1
+        lengths, next_ids = np.zeros((2, int(counts.sum()) + len(counts)), np.int64)
+        for part, here in groups:
+            place, source = _runs(places[here], counts[here]), _runs(begins[here], counts[here])
+            lengths[place], next_ids[place] = part.lengths[source], part.next_ids[source]
+        return inputs, counts, lengths, next_ids
 
     def n_labels(self, row_ids: np.ndarray) -> int:
         """The labels of these rows: their slots that are not padding."""
@@ -195,9 +220,11 @@ class _Part:
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         return (ends[self.boundaries[1:]] - ends[self.boundaries[:-1]]).astype(np.int32)
 
-    def segments(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        first, last = self.boundaries[row], self.boundaries[row + 1]
-        return self.lengths[first:last].astype(np.int64), self.next_ids[first:last].astype(np.int64)
+
+def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1 .. for each start, as many as its count. Example: [5, 9] and [2, 3] give 5 6 9 10 11."""
+    ends = np.cumsum(counts)
+    return np.arange(int(counts.sum())) + np.repeat(starts - ends + counts, counts)
 
 
 def data_order(n_rows: int, seed: int, start: int, count: int) -> np.ndarray:

@@ -21,7 +21,8 @@ from stages.tokens import Batch, TokenRows, data_order
 
 
 class MicroBatch(NamedTuple):
-    """Rows as the objective takes them, int64 [B, T] each.
+    """Rows as the objective takes them, int64 [B, T] each on its device, and int32 on the way there: half the bytes
+    to write and to copy.
 
     Attributes:
         n_documents: of all rows; counted here, since to ask a GPU would be to wait for it.
@@ -74,8 +75,9 @@ class Batches:
         """The batches of any step."""
         ids = data_order(self.rows.n_rows, self.seed, step * self.rows_per_step, self.rows_per_step)
         mine = ids[self.rank :: self.world]
-        parts = [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
-        micro_batches = [tensors_of(self.rows.batch(part), self.pinned) for part in parts]
+        arrays = tensors_of(self.rows.batch(mine, np.int32), self.pinned)  # of the whole step at once: ten times faster
+        firsts = range(0, len(mine), self.micro_batch)
+        micro_batches = [micro_batch_of(arrays, slice(first, first + self.micro_batch)) for first in firsts]
         return StepBatches(micro_batches, self.rows.n_labels(ids))
 
     def next(self) -> StepBatches:
@@ -88,18 +90,17 @@ class Batches:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def tensors_of(batch: Batch, pinned: bool) -> MicroBatch:
+def tensors_of(batch: Batch, pinned: bool) -> tuple[Tensor, ...]:
     """The arrays of a batch as tensors, in memory that a GPU copies from by itself if `pinned`."""
+    tensors = map(torch.from_numpy, (batch.inputs, batch.labels, batch.segments, batch.positions))
+    return tuple(tensor.pin_memory() if pinned else tensor for tensor in tensors)
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
 
-    segments = tensor(batch.segments)
-    return MicroBatch(
-        tensor(batch.inputs), tensor(batch.labels), segments, tensor(batch.positions), count_documents(segments)
-    )
+def micro_batch_of(tensors: tuple[Tensor, ...], rows: slice) -> MicroBatch:
+    inputs, labels, segments, positions = (tensor[rows] for tensor in tensors)
+    return MicroBatch(inputs, labels, segments, positions, count_documents(segments))
 
 
 def to_device(batch: MicroBatch, device: str) -> MicroBatch:
-    inputs, labels, segments, positions = (tensor.to(device, non_blocking=True) for tensor in batch[:4])
+    inputs, labels, segments, positions = (tensor.to(device, torch.int64, non_blocking=True) for tensor in batch[:4])
     return MicroBatch(inputs, labels, segments, positions, batch.n_documents)

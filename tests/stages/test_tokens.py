@@ -54,6 +54,23 @@ def test_a_document_that_was_cut_comes_back_whole(tmp_path):
     assert [document.tolist() for document in rows.documents()] == [[e, E], [a, b, c, d, E]]
 
 
+def test_rows_come_in_any_order_from_any_shard_and_in_any_width(tmp_path):
+    whole = {"input_ids": [E, a, b, c], "lengths": [4], "next_ids": [E], "documents": [0], "offsets": [0]}
+    empty = {"input_ids": [PAD] * 4, "lengths": [], "next_ids": [], "documents": [], "offsets": []}
+    short = {"input_ids": [E, d, E, PAD], "lengths": [2, 1], "next_ids": [E, e], "documents": [1, 2], "offsets": [0, 0]}
+    rows = write_rows(tmp_path / "rows", [whole, empty, short], context_length=4)
+    for dtype in (np.int32, np.int64):
+        batch = rows.batch(np.array([2, 0, 1, 0]), dtype)
+        assert batch.inputs.tolist() == [[E, d, E, PAD], [E, a, b, c], [PAD] * 4, [E, a, b, c]]
+        assert batch.labels.tolist() == [[d, E, e, IGNORED], [a, b, c, E], [IGNORED] * 4, [a, b, c, E]]
+        assert batch.segments.tolist() == [[0, 0, 1, -1], [0] * 4, [-1] * 4, [0] * 4]
+        assert batch.positions.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3], [0] * 4, [0, 1, 2, 3]]
+        assert {getattr(batch, name).dtype for name in ("inputs", "labels", "segments", "positions")} == {
+            np.dtype(dtype)
+        }
+    assert rows.batch(np.array([], np.int64)).inputs.shape == (0, 4)
+
+
 def test_rows_of_several_shards_are_numbered_through(tmp_path):
     documents = markov_documents(400, seed=3)
     write_split(tmp_path, "train", documents)
@@ -205,7 +222,8 @@ def test_the_order_looks_random():
 
 def ids_of(rows: TokenRows, batch_inputs: np.ndarray) -> list[int]:
     """Row numbers from their content; the rows of the test are distinct."""
-    known = {row.tobytes(): number for number, row in enumerate(rows.batch(np.arange(rows.n_rows)).inputs)}
+    every = rows.batch(np.arange(rows.n_rows), np.int32).inputs
+    known = {row.tobytes(): number for number, row in enumerate(every)}
     return [known[row.tobytes()] for row in batch_inputs]
 
 

@@ -41,7 +41,7 @@ class Learning(NamedTuple):
     Attributes:
         cells: the words.
         steps: [n, 2]: from which cell on words have which count; words come by falling count.
-        pairs: [capacity, 4]: open addressing: left << 32 | right, -1 where free; the count; and how many places the
+        pairs: [capacity, 3]: open addressing: left << 32 | right, -1 where free; the count; and how many places the
             pair got from the present merge, or -1 - its new list.
         lists: [n, 2]: where in `places` each list begins, and its length; the pair follows from the queue.
         places: cells where pairs stand.

@@ -210,16 +210,16 @@ PROGRAMS: dict[str, Callable[[argparse.Namespace], Callable[[], Any]]] = {
 def run_here(name: str, options: argparse.Namespace) -> None:
     """One measurement, as one line of JSON."""
     work = PROGRAMS[name](options)
-    size = sum(map(len_of, training_columns(*of(options))))
     before, started = cpu_seconds(), time.perf_counter()
     result = work()
+    seconds, wall = cpu_seconds() - before, time.perf_counter() - started
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(
         json.dumps(
             {
-                "cpu_s": cpu_seconds() - before,
-                "wall_s": time.perf_counter() - started,
-                "bytes": size,
+                "cpu_s": seconds,
+                "wall_s": wall,
+                "bytes": sum(map(len_of, training_columns(*of(options)))),
                 "peak_mb": peak / 1e3,
                 "result": result,
             }

@@ -43,6 +43,7 @@ from stages.clean.params import CleanParams
 from stages.clean.privacy import mask
 from stages.clean.rules import C4, FINEWEB, GOPHER, RULES
 from stages.clean.text import normalise, repair
+from stages.clean.words import known_runs
 from stages.download.python_docs import documents, find_pages
 from stages.splits import SplitParams, split_of
 from stages.utf8 import text_buffers
@@ -241,10 +242,12 @@ def cause_of(expected: str | None, peer_text: str | None, whole: str, rules_on: 
     """What must be done as datatrove does it, for its verdict."""
     for cause, tables in other_tables().items():
         judging.english = lambda tables=tables: tables
+        known_runs.cache_clear()
         try:
             [(rule, text, _)], _ = ours([whole], rules_on)
         finally:
             judging.english = english
+            known_runs.cache_clear()
         if same(expected, peer_text, rule, text):
             return cause
     return UNKNOWN

@@ -30,7 +30,7 @@ from stages.clean.repetition import (
     top_ngram,
 )
 from stages.clean.rules import LINE_RULES, RULES, thresholds
-from stages.clean.words import BASE, PASSED, Hashes, Memo, Rules, Texts, Words, empty_memo, words_of_texts
+from stages.clean.words import BASE, PASSED, Hashes, Memo, Rules, Texts, Words, known_runs, words_of_texts
 from stages.compiled import bare_kernel, inline_kernel
 from stages.utf8 import Bytes, Offsets
 
@@ -222,7 +222,7 @@ def judge_page(texts: Texts, limits: Numbers, short: int, room: Room, rules: Rul
 
 def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
     """The verdict on each normalised text."""
-    n, tables, memo = len(offsets) - 1, english(), empty_memo()
+    n, tables, memo = len(offsets) - 1, english(), known_runs()
     limits, line_limits = thresholds(params), thresholds(params, LINE_RULES)
     on, lines_on = ~np.isnan(limits), ~np.isnan(line_limits)
     stop_words = np.array([polynomial(word) for word in sorted(set(params.stop_words))], np.uint64)

@@ -29,7 +29,7 @@ Rules = npt.NDArray[np.int8]
 Hashes = npt.NDArray[np.uint64]
 BASE = np.uint64(0x9E3779B97F4A7C15)
 LONGEST_PART = (1 << PART_BITS) - 1
-MEMO_SLOTS, MEMO_PRIME = 1 << 14, np.uint64(0xBF58476D1CE4E5B9)
+MEMO_SLOTS, MEMO_PRIME = 1 << 15, np.uint64(0xBF58476D1CE4E5B9)
 PLAIN, LETTERS = 1, 2  # kinds of words: with a character that is no symbol, with one that is alphabetic
 BEHIND = np.iinfo(np.int32).max  # where the word after the last one begins
 PASSED = -1  # the rule of a text that none has dropped
@@ -55,10 +55,12 @@ class Memo(NamedTuple):
 
     Attributes:
         keys: for each slot the hash of a run, which decides the slot; 0 is a free one.
+        checks: another hash of it: what was found for one run must never be taken for that of another.
         parts: the lengths of its words, PART_BITS a word, the first word lowest.
     """
 
     keys: Hashes
+    checks: Hashes
     parts: npt.NDArray[np.int64]
 
 
@@ -128,15 +130,17 @@ def find_words(
             begins[count], ends[count], hashes[count], kinds[count] = first, place, value, PLAIN | LETTERS
             count += 1
             continue
-        chunk = count
+        chunk, check = count, np.uint64(size)
+        for within in range(first, place):
+            check = check * MEMO_PRIME + np.uint64(codes[within])
         slot = np.int64(value * MEMO_PRIME >> np.uint64(40)) & (len(memo.keys) - 1)
-        if memo.keys[slot] == value:
+        if memo.keys[slot] == value and memo.checks[slot] == check:
             count = put_parts(first, memo.parts[slot], begins, ends, count)
         else:
             count = split_run(codes, flags, first, place, english, begins, ends, count)
             parts = packed_parts(begins, ends, chunk, count)
             if parts:
-                memo.keys[slot], memo.parts[slot] = value, parts
+                memo.keys[slot], memo.checks[slot], memo.parts[slot] = value, check, parts
         describe(codes, flags, words, chunk, count)
     return count
 
@@ -145,8 +149,6 @@ def find_words(
 def words_of_texts(texts: Texts, english: English, memo: Memo, rules: Rules) -> bool:
     """Finds the words of all texts that no rule dropped. False: no room."""
     places, words = texts.places, texts.words
-    for slot in range(len(memo.keys)):
-        memo.keys[slot] = 0
     count = np.int64(0)  # a plain 0 is a type of its own to numba, which would compile all that takes it twice
     for text in range(len(places) - 1):
         texts.firsts[text] = count
@@ -159,9 +161,16 @@ def words_of_texts(texts: Texts, english: English, memo: Memo, rules: Rules) -> 
     return True
 
 
-@functools.lru_cache(maxsize=1)
 def empty_memo() -> Memo:
-    return Memo(np.zeros(MEMO_SLOTS, np.uint64), np.zeros(MEMO_SLOTS, np.int64))
+    """For one `English`."""
+    keys, checks = np.zeros(MEMO_SLOTS, np.uint64), np.zeros(MEMO_SLOTS, np.uint64)
+    return Memo(keys, checks, np.zeros(MEMO_SLOTS, np.int64))
+
+
+@functools.lru_cache(maxsize=1)
+def known_runs() -> Memo:
+    """What this process has found so far."""
+    return empty_memo()
 
 
 def room_for_words(n_words: int) -> Words:

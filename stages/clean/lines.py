@@ -21,6 +21,7 @@ from stages.compiled import bare_kernel
 Numbers = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 HASH, BULLET = ord("#"), 0x2022
+ONE = np.uint64(1)  # places without a sign: Python's places from the end would be looked for at each step
 
 
 @bare_kernel
@@ -41,12 +42,13 @@ def ends_with_ellipsis(codes: Codes, begin: int, end: int) -> bool:
 def marks(codes: Codes, begin: int, end: int) -> tuple[int, int]:
     """Hashes and ellipses of a text."""
     hashes = ellipses = triples = 0
-    for place in range(begin, end):
+    for place in range(np.uint64(begin), np.uint64(end)):
         hashes += codes[place] == HASH
         ellipses += codes[place] == ELLIPSIS
-    for place in range(begin, end - 2):
-        triples += (codes[place] == STOP) & (codes[place + 1] == STOP) & (codes[place + 2] == STOP)
-    if triples:  # mostly none: the loops above have no branch, so they look at many characters at once
+    for place in range(np.uint64(begin), np.uint64(max(end - 2, begin))):
+        following = codes[place + ONE] == STOP
+        triples += (codes[place] == STOP) & following & (codes[place + ONE + ONE] == STOP)
+    if triples:  # mostly none, and the loops above look at several characters at once
         stops = 0
         for place in range(begin, end):
             stops = stops + 1 if codes[place] == STOP else 0

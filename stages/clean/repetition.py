@@ -24,6 +24,7 @@ from stages.clean.words import BASE, LETTERS, PLAIN, Hashes, Words, room_for_wor
 from stages.compiled import bare_kernel, inline_kernel
 
 NEW_LINE = 10
+ONE, TWO, THREE, FOUR = (np.uint64(number) for number in range(1, 5))  # steps between places without a sign
 WINDOW = 16  # characters by whose hash n-grams that occur once are told
 POWERS = np.cumprod(np.full(1024, BASE, np.uint64), dtype=np.uint64) * np.uint64(0xF1DE83E19937733D)  # BASE ** index
 
@@ -64,8 +65,9 @@ def room(n_words: int) -> Room:
 def grown(small: Room) -> Room:
     """Twice the room, with the words that are there."""
     large = room(2 * len(small.sums))
-    for of_large, of_small in zip((*large.words, *large.kept), (*small.words, *small.kept), strict=True):
-        of_large[: len(of_small)] = of_small
+    for new, old in ((large.words, small.words), (large.kept, small.kept)):
+        new.begins[: len(old.begins)], new.ends[: len(old.ends)] = old.begins, old.ends
+        new.hashes[: len(old.hashes)], new.kinds[: len(old.kinds)] = old.hashes, old.kinds
     return large
 
 
@@ -118,8 +120,8 @@ def seen(key: np.uint64, mask: int, keys: Hashes) -> bool:
 def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) -> tuple[int, int, int]:
     """Parts of a text separated by `breaks` line ends or more: all, those that stood before, characters of these."""
     n_parts = 1
-    for place in range(begin, end):
-        n_parts += codes[place] == NEW_LINE
+    for at in range(np.uint64(begin), np.uint64(end)):
+        n_parts += codes[at] == NEW_LINE
     if 4 * n_parts > len(room.keys):
         return -1, 0, 0
     mask = table_mask(n_parts, room)
@@ -128,14 +130,15 @@ def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) 
     while place <= end:
         value, first, ends = np.uint64(0), place, 0
         while place < end:
-            if codes[place] == NEW_LINE:
-                ends = 1
-                while place + ends < end and codes[place + ends] == NEW_LINE:
-                    ends += 1
-                if ends >= breaks:
-                    break
-            value = value * BASE + np.uint64(codes[place])
-            place += 1
+            place, value = hash_line(codes, place, end, value)
+            ends = 0
+            while place + ends < end and codes[place + ends] == NEW_LINE:
+                ends += 1
+            if ends >= breaks:
+                break
+            for _ in range(ends):
+                value = value * BASE + np.uint64(NEW_LINE)
+            place += ends
         parts += 1
         if seen(mixed(value + np.uint64(place - first)), mask, room.keys):
             repeated += 1
@@ -144,6 +147,25 @@ def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) 
             break
         place += ends
     return parts, repeated, characters
+
+
+@bare_kernel
+def hash_line(codes: Codes, begin: int, end: int, value: np.uint64) -> tuple[int, np.uint64]:
+    """Continues a hash up to the next line end, four characters a step; where that is, and the hash."""
+    place, last = np.uint64(begin), np.uint64(end)
+    while place + FOUR <= last:
+        one, two, three, four = codes[place], codes[place + ONE], codes[place + TWO], codes[place + THREE]
+        if one == NEW_LINE or two == NEW_LINE or three == NEW_LINE or four == NEW_LINE:
+            break
+        value *= POWERS[4]
+        value += (
+            np.uint64(one) * POWERS[3] + np.uint64(two) * POWERS[2] + np.uint64(three) * POWERS[1] + np.uint64(four)
+        )
+        place += FOUR
+    while place < last and codes[place] != NEW_LINE:
+        value = value * BASE + np.uint64(codes[place])
+        place += ONE
+    return np.int64(place), value  # type: ignore[return-value]
 
 
 @bare_kernel
@@ -235,7 +257,9 @@ def mark_repeated(codes: Codes, words: Words, first: int, last: int, n: int, roo
         seen_times[slot] = 0
     near = far = np.uint64(0)  # a byte a character, the first one lowest
     for word in range(last - 1, first - 1, -1):
-        for place in range(words.ends[word] - 1, words.begins[word] - 1, -1):
+        place, begin = np.uint64(words.ends[word]), np.uint64(words.begins[word])
+        while place > begin:
+            place -= ONE
             far = far << np.uint64(8) | near >> np.uint64(56)
             near = near << np.uint64(8) | np.uint64(codes[place] & 0xFF)
         slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))  # type: ignore[assignment]

@@ -27,9 +27,14 @@ from stages.utf8 import Offsets
 
 Rules = npt.NDArray[np.int8]
 Hashes = npt.NDArray[np.uint64]
+Memo = npt.NDArray[np.uint64]
+"""[slots, 4]: runs without white space that were taken apart before, because most stand in the texts many times. Of
+each the hash, which decides the slot (0: free); another hash, so that what was found for one run is never taken for
+that of another; and the lengths of its words, PART_BITS a word, the first word lowest."""
 BASE = np.uint64(0x9E3779B97F4A7C15)
 LONGEST_PART = (1 << PART_BITS) - 1
 MEMO_SLOTS, MEMO_PRIME = 1 << 15, np.uint64(0xBF58476D1CE4E5B9)
+KEY, CHECK, LENGTHS = range(3)  # columns of a memo
 PLAIN, LETTERS = 1, 2  # kinds of words: with a character that is no symbol, with one that is alphabetic
 BEHIND = np.iinfo(np.int32).max  # where the word after the last one begins
 PASSED = -1  # the rule of a text that none has dropped
@@ -48,20 +53,6 @@ class Words(NamedTuple):
     ends: Places
     hashes: Hashes
     kinds: npt.NDArray[np.uint8]
-
-
-class Memo(NamedTuple):
-    """The runs without white space that were taken apart last, because most stand in the texts many times.
-
-    Attributes:
-        keys: for each slot the hash of a run, which decides the slot; 0 is a free one.
-        checks: another hash of it: what was found for one run must never be taken for that of another.
-        parts: the lengths of its words, PART_BITS a word, the first word lowest.
-    """
-
-    keys: Hashes
-    checks: Hashes
-    parts: npt.NDArray[np.int64]
 
 
 class Texts(NamedTuple):
@@ -133,14 +124,14 @@ def find_words(
         chunk, check = count, np.uint64(size)
         for within in range(first, place):
             check = check * MEMO_PRIME + np.uint64(codes[within])
-        slot = np.int64(value * MEMO_PRIME >> np.uint64(40)) & (len(memo.keys) - 1)
-        if memo.keys[slot] == value and memo.checks[slot] == check:
-            count = put_parts(first, memo.parts[slot], begins, ends, count)
+        slot = np.int64(value * MEMO_PRIME >> np.uint64(40)) & (len(memo) - 1)
+        if memo[slot, KEY] == value and memo[slot, CHECK] == check:
+            count = put_parts(first, np.int64(memo[slot, LENGTHS]), begins, ends, count)
         else:
             count = split_run(codes, flags, first, place, english, begins, ends, count)
             parts = packed_parts(begins, ends, chunk, count)
             if parts:
-                memo.keys[slot], memo.checks[slot], memo.parts[slot] = value, check, parts
+                memo[slot, KEY], memo[slot, CHECK], memo[slot, LENGTHS] = value, check, parts
         describe(codes, flags, words, chunk, count)
     return count
 
@@ -163,8 +154,7 @@ def words_of_texts(texts: Texts, english: English, memo: Memo, rules: Rules) -> 
 
 def empty_memo() -> Memo:
     """For one `English`."""
-    keys, checks = np.zeros(MEMO_SLOTS, np.uint64), np.zeros(MEMO_SLOTS, np.uint64)
-    return Memo(keys, checks, np.zeros(MEMO_SLOTS, np.int64))
+    return np.zeros((MEMO_SLOTS, 4), np.uint64)
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,8 +9,7 @@ runs once (it takes minutes), in the interpreter `--peer`, which needs datatrove
 seconds; ours are the median of `--repeat`. Filters are also compared one by one, because most documents
 fail the first rules of the sequence. Prints every difference by rule and by cause, the rate of each step of
 clean, and exits with 1 if more than 0.1% of the decisions differ without a known cause. Causes are tried, not
-guessed: a verdict that becomes datatrove's when scripts without spaces are counted by run, or when letters are
-those of this Python's Unicode, differs for that reason.
+guessed: a verdict that becomes datatrove's when letters are those of this Python's Unicode differs for that reason.
 """
 
 # ruff: noqa: E501 (lists of samples and wide tables)
@@ -36,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.clean import judge as judging
-from stages.clean.english import ALPHABETIC, LONE, english
+from stages.clean.english import ALPHABETIC, english
 from stages.clean.html_text import html_to_text
 from stages.clean.judge import judge
 from stages.clean.params import CleanParams
@@ -255,16 +254,11 @@ def cause_of(expected: str | None, peer_text: str | None, whole: str, rules_on: 
 
 @functools.lru_cache(maxsize=1)
 def other_tables() -> dict[str, Any]:
-    """Our tables with one thing, or all, as datatrove and this Python have it."""
+    """Our tables with one thing as datatrove and this Python have it."""
     tables = english()
     letters = np.array([chr(code).isalpha() for code in range(len(tables.classes))])
     of_python = tables.classes & ~np.uint16(ALPHABETIC) | np.where(letters, ALPHABETIC, 0).astype(np.uint16)
-    runs = ~np.uint16(LONE)
-    return {
-        "a script without spaces": tables._replace(classes=tables.classes & runs),
-        "letters of a newer Unicode": tables._replace(classes=of_python),
-        "both": tables._replace(classes=of_python & runs),
-    }
+    return {"letters of a newer Unicode": tables._replace(classes=of_python)}
 
 
 def steps(texts: list[str]) -> None:

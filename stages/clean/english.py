@@ -29,7 +29,7 @@ from stages.compiled import bare_kernel, inline_kernel
 ENGLISH_SHA256 = "03f14400daec82f00b576744caefe25a2a9e485ef0e0b1256793545d74627521"
 
 PREFIX, SUFFIX, LETTER, BEFORE_STOP, AFTER_STOP, ENDED_BY_STOP, ICON, AFTER_DIGIT = (1 << bit for bit in range(8))
-SENTENCE_END, LINE_END, SYMBOL, SPACE, ALPHABETIC, PUNCTUATION, LONE, MARK = (1 << bit for bit in range(8, 16))
+SENTENCE_END, LINE_END, SYMBOL, SPACE, ALPHABETIC, PUNCTUATION = (1 << bit for bit in range(8, 14))
 CLASSES = dict(
     zip(
         "psalubicetw",
@@ -53,8 +53,6 @@ OF_UNICODE = {
     unicode.SPACE: SPACE,
     unicode.LETTER: ALPHABETIC,
     unicode.PUNCTUATION: PUNCTUATION,
-    unicode.LONE: LONE,
-    unicode.MARK: MARK,
 }
 SLOTS = 1 << 13
 PRIME, LISTED_CHARACTERS = 0x01000193, 15

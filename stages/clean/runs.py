@@ -8,7 +8,7 @@
 3. What is left stays whole if it is an address (addresses.py), else it is split at dashes and slashes between letters.
 4. Listed words that the rules above took apart, such as the face `):`, are joined again.
 
-A script without spaces between words has no such rules; each of its characters is a word of its own here.
+A script without spaces between words has no such rules: what stands between two spaces or punctuation is a word.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from stages.clean.addresses import is_address
 from stages.clean.affixes import counted_length, infix_length, prefix_length, suffix_length
 from stages.clean.code_points import STOP, Codes, Flags, Places, is_digit
-from stages.clean.english import LONE, MARK, MOST_PARTS, PART_BITS, PARTS, English, listed, listed_parts, may_be_listed
+from stages.clean.english import MOST_PARTS, PART_BITS, PARTS, English, listed, listed_parts, may_be_listed
 from stages.compiled import bare_kernel
 
 
@@ -133,38 +133,10 @@ def _join_listed(codes: Codes, english: English, begins: Places, ends: Places, f
 
 
 @bare_kernel
-def _split_lone(flags: Flags, begins: Places, ends: Places, first: int, count: int) -> int:
-    """Makes a word of each character of scripts without spaces, its marks with it."""
-    extra = 0
-    for word in range(first, count):
-        for place in range(begins[word], ends[word]):
-            extra += flags[place] & LONE != 0
-    extra *= 2
-    for word in range(count - 1, first - 1, -1):  # out of the way, to be read from there
-        begins[word + extra], ends[word + extra] = begins[word], ends[word]
-    written = first
-    for word in range(first + extra, count + extra):
-        start, end, lone = begins[word], ends[word], False
-        for place in range(start, end):
-            if place > start and (flags[place] & LONE or lone) and not flags[place] & MARK:
-                begins[written], ends[written] = start, place
-                start, written = place, written + 1
-            lone = flags[place] & LONE != 0 or (lone and flags[place] & MARK != 0)
-        begins[written], ends[written] = start, end
-        written += 1
-    return written
-
-
-@bare_kernel
 def split_run(
     codes: Codes, flags: Flags, first: int, place: int, english: English, begins: Places, ends: Places, count: int
 ) -> int:
-    """Writes the words between two white spaces from `count` on, whatever their script; the number of all then."""
+    """Writes the words between two white spaces from `count` on; the number of all then."""
     chunk = count
     count = split_chunk(codes, flags, first, place, english, begins, ends, count)
-    if count > chunk + 1:
-        count = _join_listed(codes, english, begins, ends, chunk, count)
-    for character in range(first, place):
-        if flags[character] & LONE:
-            return _split_lone(flags, begins, ends, chunk, count)
-    return count
+    return _join_listed(codes, english, begins, ends, chunk, count) if count > chunk + 1 else count

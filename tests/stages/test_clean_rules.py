@@ -59,7 +59,7 @@ def verdicts(texts: list[str], **params: object) -> Verdicts:
         ("see www.example.com/a-b, or ada@b.org.", "see www.example.com/a-b , or ada@b.org ."),
         ("end.Next wait...what", "end . Next wait ... what"),
         ("I live in the U.S.", "I live in the U.S."),
-        ("ภาษา 猫が", "ภ า ษ า 猫 が"),
+        ("ภาษา 猫が。", "ภาษา 猫が 。"),
     ],
 )
 def test_words_are_those_of_spacy(text: str, words: str) -> None:

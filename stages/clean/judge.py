@@ -96,7 +96,7 @@ def judge_parts(texts: Texts, limits: Numbers, room: Room, rules: Rules, values:
 @bare_kernel
 def judge_words(texts: Texts, limits: Numbers, stop_words: Hashes, room: Room, rules: Rules, values: Numbers) -> None:
     """The rules on n-grams, and Gopher's on the quality of words and lines."""
-    codes, flags, places, firsts, words = texts
+    codes, _, places, firsts, words = texts
     top_rules = 0
     for n in range(2, 5):
         top_rules = top_rules if np.isnan(limits[TOP + n - 2]) else n
@@ -108,7 +108,7 @@ def judge_words(texts: Texts, limits: Numbers, stop_words: Hashes, room: Room, r
             rules[text] = 0
             continue
         n_words = last - first
-        n_plain, plain_characters, n_alphabetic, n_stop_words = sum_words(words, first, last, stop_words, room)
+        counted = sum_words(words, first, last, stop_words, room)
         rule, value, repeated, marked = PASSED, 0.0, np.int64(-1), np.int64(-1)
         for n in range(2, 11):
             limit = limits[TOP + n - 2]
@@ -124,32 +124,41 @@ def judge_words(texts: Texts, limits: Numbers, stop_words: Hashes, room: Room, r
             if value > limit:
                 rule = TOP + n - 2
         if rule == PASSED:
-            hashes, ellipses = marks(codes, begin, end)
-            lines, bullet_lines, ellipsis_lines, _, _, _, _ = line_counts(codes, flags, begin, end, 0)
-            for place in range(QUALITY, LINES):
-                number = place - QUALITY
-                value = (
-                    n_plain
-                    if number < 2
-                    else ratio(plain_characters, n_plain)
-                    if number < 4
-                    else ratio(hashes, n_words)
-                    if number == 4
-                    else ratio(ellipses, n_words)
-                    if number == 5
-                    else ratio(bullet_lines, lines)
-                    if number == 6
-                    else ratio(ellipsis_lines, lines)
-                    if number == 7
-                    else ratio(n_alphabetic, n_words)
-                    if number == 8
-                    else n_stop_words
-                )
-                below = number == 0 or (number == 2 and n_plain > 0) or number >= 8
-                if (below and value < limits[place]) or (not below and number != 2 and value > limits[place]):
-                    rule = place
-                    break
+            rule, value = judge_quality(texts, text, limits, counted)
         rules[text], values[text] = rule, value
+
+
+@bare_kernel
+def judge_quality(texts: Texts, text: int, limits: Numbers, counted: tuple[int, int, int, int]) -> tuple[int, float]:
+    """Gopher's rules on words and lines; the rule that fails or PASSED, and what was measured last."""
+    codes, flags, places, firsts, _ = texts
+    begin, end, n_words, value = places[text], places[text + 1], firsts[text + 1] - firsts[text], 0.0
+    n_plain, plain_characters, n_alphabetic, n_stop_words = counted
+    hashes, ellipses = marks(codes, begin, end)
+    lines, bullet_lines, ellipsis_lines, _, _, _, _ = line_counts(codes, flags, begin, end, 0)
+    for place in range(QUALITY, LINES):
+        number = place - QUALITY
+        value = (
+            n_plain
+            if number < 2
+            else ratio(plain_characters, n_plain)
+            if number < 4
+            else ratio(hashes, n_words)
+            if number == 4
+            else ratio(ellipses, n_words)
+            if number == 5
+            else ratio(bullet_lines, lines)
+            if number == 6
+            else ratio(ellipsis_lines, lines)
+            if number == 7
+            else ratio(n_alphabetic, n_words)
+            if number == 8
+            else n_stop_words
+        )
+        below = number == 0 or (number == 2 and n_plain > 0) or number >= 8
+        if (below and value < limits[place]) or (not below and number != 2 and value > limits[place]):
+            return place, value
+    return PASSED, value
 
 
 @bare_kernel

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+KEEP = "keep.parquet"
 SPECIAL = ["<|endoftext|>", "<|pad|>"]
 WARM_TEXT = "The first call compiles, or builds a table: 12345 words, don't they? été 中文\n"
 
@@ -77,18 +78,19 @@ def train_millrace(options: argparse.Namespace) -> Callable[[], Any]:
 
     def work() -> Any:
         with tempfile.TemporaryDirectory() as name:
-            root = Path(name)
-            ids = pa.concat_tables(
-                [pq.read_table(p, columns=["id"]) for p in sorted(options.documents.glob("*.parquet"))]
-            )
-            pq.write_table(ids, root / "keep.parquet")
-            shards = kept_parts(options.documents, root / "keep.parquet")
-            job = Job("tokenizer", root, Execution(workers=options.workers))
+            job = Job("tokenizer", Path(name), Execution(workers=options.workers))
+            shards = kept_parts(options.documents, options.corpus / KEEP)
             tokenizer = from_counts(count_words(job, shards, rule), rule, SPECIAL, options.vocab_size, 2)
             tokenizer.save(str(options.out))
         return merges_digest(json.loads(tokenizer.to_str())["model"]["merges"])
 
     return work
+
+
+def write_keep_list(corpus: Path) -> None:
+    """What dedup leaves beside the documents of a corpus: here all of them."""
+    paths = sorted((corpus / "documents").glob("*.parquet"))
+    pq.write_table(pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths]), corpus / KEEP)
 
 
 def train_huggingface(options: argparse.Namespace) -> Callable[[], Any]:
@@ -208,16 +210,16 @@ PROGRAMS: dict[str, Callable[[argparse.Namespace], Callable[[], Any]]] = {
 def run_here(name: str, options: argparse.Namespace) -> None:
     """One measurement, as one line of JSON."""
     work = PROGRAMS[name](options)
-    size = sum(map(len_of, training_columns(*of(options))))
     before, started = cpu_seconds(), time.perf_counter()
     result = work()
+    seconds, wall = cpu_seconds() - before, time.perf_counter() - started
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(
         json.dumps(
             {
-                "cpu_s": cpu_seconds() - before,
-                "wall_s": time.perf_counter() - started,
-                "bytes": size,
+                "cpu_s": seconds,
+                "wall_s": wall,
+                "bytes": sum(map(len_of, training_columns(*of(options)))),
                 "peak_mb": peak / 1e3,
                 "result": result,
             }
@@ -303,6 +305,7 @@ def main() -> None:
         run_here(arguments.program, arguments)
         return
     print("python -m benchmarks.tokenizer", *sys.argv[1:])
+    write_keep_list(arguments.corpus)
     for task in ("train", "encode") if arguments.task == "both" else (arguments.task,):
         compare(task, arguments)
 

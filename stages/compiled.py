@@ -15,8 +15,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from numba.np import linalg
 
 SHARED = Path(__file__).parent
 USES = b"stages.compiled import"
+IMPORT = re.compile(r"^from (stages[.\w]*) import (.*)$", re.MULTILINE)
 
 
 class Locator(caching._CacheLocator):
@@ -52,13 +54,23 @@ class Locator(caching._CacheLocator):
 
 @functools.lru_cache
 def source_digest(folder: Path) -> str:
-    """A hash of the files of kernels in this folder and in stages/."""
-    sources = {path: path.read_bytes() for place in {folder, SHARED} for path in place.glob("*.py")}
+    """A hash of the files of kernels in this folder and in stages/, and of those that they import names from: a kernel
+    holds the constants that it reads."""
+    kernels = {path for place in (folder, SHARED) for path in place.glob("*.py") if USES in path.read_bytes()}
+    imported = {SHARED.parent / module for path in kernels for module in imported_modules(path.read_text("utf-8"))}
     digest = hashlib.sha256()
-    for path, source in sorted(sources.items()):
-        if USES in source:
-            digest.update(path.name.encode() + b"\0" + source + b"\0")
+    for path in sorted(kernels | {path for path in imported if path.is_file()}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:32]
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Files of our own that a module imports at its top: `from stages.clean import rules` is stages/clean/rules.py, and
+    `from stages.clean.rules import RULES` is so too."""
+    for module, names in IMPORT.findall(source):
+        folder = module.replace(".", "/")
+        yield f"{folder}.py"
+        yield from (f"{folder}/{name.strip()}.py" for name in names.split(","))
 
 
 @functools.lru_cache

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from stages.errors import BadInput
 
 SHARD_BYTES = 64 << 20
+GROUP_BYTES = 4 << 20  # of text in a row group, so that a shard can be cut into pieces of work
 
 
 class ShardWriter:
@@ -36,7 +37,9 @@ class ShardWriter:
 
     def _flush(self) -> None:
         table = pa.Table.from_pylist(self.rows, self.schema)
-        pq.write_table(table, self.folder / f"{self.n_shards:05d}.parquet", compression="zstd")
+        rows = max(1, len(self.rows) * GROUP_BYTES // max(self.pending_bytes, 1))
+        path = self.folder / f"{self.n_shards:05d}.parquet"
+        pq.write_table(table, path, compression="zstd", row_group_size=rows)
         self.rows, self.pending_bytes, self.n_shards = [], 0, self.n_shards + 1
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from stages.errors import BadInput
+from stages.pieces import even_step
 
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024
@@ -61,11 +62,12 @@ def byte_range(path: Path, begin: int, end: int) -> Iterator[bytes]:
             yield chunk
 
 
-def line_cuts(path: Path, step: int) -> list[tuple[int, int]]:
-    """Where a plain file can be cut into pieces of whole lines, about `step` bytes each: (byte, lines before it)."""
+def line_cuts(path: Path, most: int) -> list[tuple[int, int]]:
+    """Where a plain file can be cut into equal pieces of whole lines, about `most` bytes or less: (byte, lines before
+    it)."""
     cuts: list[tuple[int, int]] = []
     place = n_lines = 0
-    wanted = step
+    wanted = step = even_step(path.stat().st_size, most)
     for chunk in _chunks(path, is_gzip=False):
         while place + len(chunk) > wanted and (end := chunk.find(b"\n", max(0, wanted - place))) >= 0:
             cuts.append((place + end + 1, n_lines + chunk.count(b"\n", 0, end + 1)))
@@ -249,23 +251,30 @@ def arrow_rows(
         raise BadInput(f"{path}: after row {row}: truncated or not {kind} ({reason})") from None
 
 
-def parquet_cuts(path: Path, column: str, step: int) -> tuple[list[tuple[int, int]], int]:
-    """Where a Parquet file can be cut into row groups of about `step` bytes of text, (group, rows before it), and how
-    many groups it has."""
+def parquet_cuts(path: Path, column: str, most: int) -> tuple[list[tuple[int, int]], int]:
+    """Where a Parquet file can be cut into row groups of equal size, about `most` bytes of text or less, (group, rows
+    before it), and how many groups it has."""
     try:
         metadata = pq.ParquetFile(path).metadata
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: truncated or not Parquet ({str(error).splitlines()[0]})") from None
-    cuts, size, rows = [], 0, 0
-    for number in range(metadata.num_row_groups):
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    sizes = [
+        sum(
+            chunk.total_uncompressed_size
+            for chunk in map(group.column, range(group.num_columns))
+            if chunk.path_in_schema == column
+        )
+        for group in groups
+    ]
+    step, cuts, size, rows = even_step(sum(sizes), most), [], 0, 0
+    for number, group in enumerate(groups):
         if size >= step:
             cuts.append((number, rows))
             size = 0
-        group = metadata.row_group(number)
         rows += group.num_rows
-        columns = [group.column(place) for place in range(group.num_columns)]
-        size += sum(chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema == column)
-    return cuts, metadata.num_row_groups
+        size += sizes[number]
+    return cuts, len(groups)
 
 
 def _parquet_batches(

@@ -1,12 +1,13 @@
 """Cuts a corpus into pieces of work whose bounds depend on content alone, so that a change redoes little.
 
-A large file of rows is cut into ranges of about 64 MB, a piece each. Small files go together, and where a
+A large file of rows is cut into ranges of equal size, at most about 16 MB, a piece each, so that one file gives all
+cores work. Small files go together, and where a
 group ends is decided by the file's own name and size, never by a count:
 
     files   a b c d | e f | g h i        hash of d and of f says: a group ends here
     + x after e:    a b c d | e x f | g h i        only the group of e is another
 
-So one file that is added, removed or changed makes one new group. A group that grows beyond 64 MB is cut
+So one file that is added, removed or changed makes one new group. A group that grows beyond 16 MB is cut
 there, which moves no bound after its own.
 """
 
@@ -18,7 +19,7 @@ from typing import TypeVar
 import xxhash
 
 Item = TypeVar("Item")
-PIECE_BYTES = 64 << 20
+PIECE_BYTES = 16 << 20
 GROUP_BYTES = 8 << 20  # small files together, on average
 
 
@@ -39,6 +40,11 @@ def groups(
             group, total = [], 0
     if group:
         yield group
+
+
+def even_step(size: int, most: int) -> int:
+    """The size of equal pieces of at most `most`: 25 of at most 16 are two of 13."""
+    return -(-size // max(-(-size // most), 1))
 
 
 def ends_group(name: str, size: int, mean: int) -> bool:

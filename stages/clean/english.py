@@ -1,4 +1,4 @@
-"""What words.py must know of English: a class for every character, and words that its rules would split wrongly.
+"""English for the search for words: a class for every character, and words that its rules would split wrongly.
 
 english.txt holds it as measured on spaCy 3.8's English tokenizer, which the filters of datatrove use and
 FineWeb was made with:
@@ -22,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stages import unicode
+from stages.clean.code_points import Codes
+from stages.compiled import bare_kernel, inline_kernel
 
 # english.txt; part of the code's fingerprint, because a change of the file changes verdicts.
 ENGLISH_SHA256 = "03f14400daec82f00b576744caefe25a2a9e485ef0e0b1256793545d74627521"
 
 PREFIX, SUFFIX, LETTER, BEFORE_STOP, AFTER_STOP, ENDED_BY_STOP, ICON, AFTER_DIGIT = (1 << bit for bit in range(8))
-SENTENCE_END, LINE_END, SYMBOL, SPACE, ALPHABETIC, PUNCTUATION, LONE, MARK = (1 << bit for bit in range(8, 16))
+SENTENCE_END, LINE_END, SYMBOL, SPACE, ALPHABETIC, PUNCTUATION = (1 << bit for bit in range(8, 14))
 CLASSES = dict(
     zip(
         "psalubicetw",
@@ -51,13 +53,13 @@ OF_UNICODE = {
     unicode.SPACE: SPACE,
     unicode.LETTER: ALPHABETIC,
     unicode.PUNCTUATION: PUNCTUATION,
-    unicode.LONE: LONE,
-    unicode.MARK: MARK,
 }
 SLOTS = 1 << 13
 PRIME, LISTED_CHARACTERS = 0x01000193, 15
 PART_BITS, MOST_PARTS = 8, 7
 UNIT = 1 << 62
+PARTS = UNIT - 1
+Gates = npt.NDArray[np.int64]
 
 
 class English(NamedTuple):
@@ -78,7 +80,41 @@ class English(NamedTuple):
     offsets: npt.NDArray[np.int32]
     parts: npt.NDArray[np.int64]
     patterns: npt.NDArray[np.int64]
-    gates: npt.NDArray[np.int64]
+    gates: Gates
+
+
+@inline_kernel
+def may_be_listed(codes: Codes, begin: int, end: int, gates: Gates) -> bool:
+    """Whether a listed word has this first and last character and this length: a quick no to most."""
+    if begin < end <= begin + LISTED_CHARACTERS:
+        return gates[codes[begin] & 0xFF, end - begin] >> (codes[end - 1] & 63) & 1 != 0
+    return False
+
+
+@bare_kernel
+def listed(codes: Codes, begin: int, end: int, english: English) -> int:
+    """The number of the listed word that stands here, or -1; call it where `may_be_listed` says yes."""
+    value = 0
+    for place in range(begin, end):
+        value = (value * PRIME + codes[place]) & (SLOTS - 1)
+    while english.slots[value] >= 0:
+        number = english.slots[value]
+        first = english.offsets[number]
+        if english.offsets[number + 1] - first == end - begin:
+            same = 0
+            while same < end - begin and codes[begin + same] == english.codes[first + same]:
+                same += 1
+            if same == end - begin:
+                return number
+        value = (value + 1) & (SLOTS - 1)
+    return -1
+
+
+@inline_kernel
+def listed_parts(codes: Codes, begin: int, end: int, english: English) -> int:
+    """The lengths of the parts of a listed word; 0 if it is none."""
+    number = listed(codes, begin, end, english) if may_be_listed(codes, begin, end, english.gates) else -1
+    return english.parts[number] & PARTS if number >= 0 else 0
 
 
 def lines() -> Iterator[tuple[str, list[str]]]:
@@ -129,7 +165,7 @@ def _packed(parts: tuple[str, ...]) -> int:
 
 
 def slot_of(word: str) -> int:
-    """Where the search for a word begins; `words.listed` computes the same."""
+    """Where the search for a word begins; `listed` computes the same."""
     value = 0
     for character in word:
         value = (value * PRIME + ord(character)) & (SLOTS - 1)

@@ -14,33 +14,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.clean.english import english
-from stages.clean.lines import (
-    KEEP,
-    LOREM_IPSUM,
-    Counts,
-    Numbers,
-    count_sentences,
-    keep_lines,
-    line_counts,
-    marks,
-    stripped,
-)
+from stages.clean.code_points import read_texts
+from stages.clean.english import English, english
+from stages.clean.kept_lines import KEEP, LOREM_IPSUM, NO_ROOM, keep_lines
+from stages.clean.lines import Counts, Numbers, count_sentences, line_counts, marks, stripped
 from stages.clean.params import CleanParams
 from stages.clean.repetition import (
-    BASE,
-    Hashes,
     Room,
     grown,
-    hash_words,
     mark_repeated,
     repeated_ngrams,
     repeated_parts,
     room,
+    sum_words,
     top_ngram,
 )
 from stages.clean.rules import LINE_RULES, RULES, thresholds
-from stages.clean.words import PASSED, Codes, Flags, Rules, empty_memo, read_texts, words_of_texts
+from stages.clean.words import BASE, PASSED, Hashes, Memo, Rules, Texts, Words, known_runs, words_of_texts
 from stages.compiled import bare_kernel, inline_kernel
 from stages.utf8 import Bytes, Offsets
 
@@ -81,10 +71,9 @@ def ratio(count: int, total: int) -> float:
 
 
 @bare_kernel
-def judge_parts(
-    codes: Codes, flags: Flags, places: Offsets, limits: Numbers, room: Room, rules: Rules, values: Numbers
-) -> bool:
+def judge_parts(texts: Texts, limits: Numbers, room: Room, rules: Rules, values: Numbers) -> bool:
     """The rules on repeated paragraphs and lines; False: no room."""
+    codes, flags, places = texts.codes, texts.flags, texts.places
     for text in range(len(places) - 1):
         begin, end = places[text], places[text + 1]
         for breaks in range(2, 0, -1):
@@ -105,127 +94,119 @@ def judge_parts(
 
 
 @bare_kernel
-def judge_words(
-    codes: Codes,
-    flags: Flags,
-    places: Offsets,
-    words: Offsets,
-    limits: Numbers,
-    stop_words: Hashes,
-    room: Room,
-    rules: Rules,
-    values: Numbers,
-) -> None:
+def judge_words(texts: Texts, limits: Numbers, stop_words: Hashes, room: Room, rules: Rules, values: Numbers) -> None:
     """The rules on n-grams, and Gopher's on the quality of words and lines."""
+    codes, _, places, firsts, words = texts
     top_rules = 0
     for n in range(2, 5):
         top_rules = top_rules if np.isnan(limits[TOP + n - 2]) else n
     for text in range(len(places) - 1):
         if rules[text] != PASSED:
             continue
-        begin, end, first, last = places[text], places[text + 1], words[text], words[text + 1]
+        begin, end, first, last = places[text], places[text + 1], firsts[text], firsts[text + 1]
         if first == last:
             rules[text] = 0
             continue
-        n_plain, plain_characters, n_alphabetic, n_stop_words = hash_words(codes, flags, first, last, stop_words, room)
+        n_words = last - first
+        counted = sum_words(words, first, last, stop_words, room)
         rule, value, repeated, marked = PASSED, 0.0, np.int64(-1), np.int64(-1)
         for n in range(2, 11):
             limit = limits[TOP + n - 2]
             if rule != PASSED or (n > top_rules and np.isnan(limit)):
                 continue
             if n < 5:
-                characters, count, repeated = top_ngram(n, first, last, repeated, room)
+                characters, count, repeated = top_ngram(n, n_words, repeated, room)
                 value = ratio(characters * count, end - begin)
             else:
                 if marked < 0:
-                    marked = mark_repeated(codes, first, last, n, room)
-                value = ratio(repeated_ngrams(n, last, marked, room), end - begin) if marked else 0.0
+                    marked = mark_repeated(codes, words, first, last, n, room)
+                value = ratio(repeated_ngrams(n, n_words, marked, room), end - begin) if marked else 0.0
             if value > limit:
                 rule = TOP + n - 2
         if rule == PASSED:
-            hashes, ellipses, _ = marks(codes, begin, end)
-            lines, bullet_lines, ellipsis_lines, _, _, _ = line_counts(codes, flags, begin, end, 0)
-            n_words = last - first
-            for place in range(QUALITY, LINES):
-                number = place - QUALITY
-                value = (
-                    n_plain
-                    if number < 2
-                    else ratio(plain_characters, n_plain)
-                    if number < 4
-                    else ratio(hashes, n_words)
-                    if number == 4
-                    else ratio(ellipses, n_words)
-                    if number == 5
-                    else ratio(bullet_lines, lines)
-                    if number == 6
-                    else ratio(ellipsis_lines, lines)
-                    if number == 7
-                    else ratio(n_alphabetic, n_words)
-                    if number == 8
-                    else n_stop_words
-                )
-                below = number == 0 or (number == 2 and n_plain > 0) or number >= 8
-                if (below and value < limits[place]) or (not below and number != 2 and value > limits[place]):
-                    rule = place
-                    break
+            rule, value = judge_quality(texts, text, limits, counted)
         rules[text], values[text] = rule, value
 
 
 @bare_kernel
-def remove_lines(
-    codes: Codes,
-    flags: Flags,
-    places: Offsets,
-    limits: Numbers,
-    line_limits: Numbers,
-    rules: Rules,
-    values: Numbers,
-    out: Codes,
-    out_places: Offsets,
-    removed: Counts,
-) -> None:
-    """C4's rules on lines, and on lorem ipsum and curly brackets; the lines that stay go to `out`."""
-    lorem, curly = not np.isnan(limits[LINES]), not np.isnan(limits[LINES + 1])
-    written = 0
-    for text in range(len(places) - 1):
-        out_places[text] = written
-        if rules[text] == PASSED:
-            begin, end = places[text], places[text + 1]
-            kept, written = keep_lines(codes, flags, begin, end, out, written, line_limits, lorem, curly, removed)
-            if kept != KEEP:
-                rules[text], values[text] = (LINES if kept == LOREM_IPSUM else LINES + 1), 1.0
-            elif written > out_places[text]:
-                written -= 1  # its last line end
-    out_places[len(places) - 1] = written
+def judge_quality(texts: Texts, text: int, limits: Numbers, counted: tuple[int, int, int, int]) -> tuple[int, float]:
+    """Gopher's rules on words and lines; the rule that fails or PASSED, and what was measured last."""
+    codes, flags, places, firsts, _ = texts
+    begin, end, n_words, value = places[text], places[text + 1], firsts[text + 1] - firsts[text], 0.0
+    n_plain, plain_characters, n_alphabetic, n_stop_words = counted
+    hashes, ellipses = marks(codes, begin, end)
+    lines, bullet_lines, ellipsis_lines, _, _, _, _ = line_counts(codes, flags, begin, end, 0)
+    for place in range(QUALITY, LINES):
+        number = place - QUALITY
+        value = (
+            n_plain
+            if number < 2
+            else ratio(plain_characters, n_plain)
+            if number < 4
+            else ratio(hashes, n_words)
+            if number == 4
+            else ratio(ellipses, n_words)
+            if number == 5
+            else ratio(bullet_lines, lines)
+            if number == 6
+            else ratio(ellipsis_lines, lines)
+            if number == 7
+            else ratio(n_alphabetic, n_words)
+            if number == 8
+            else n_stop_words
+        )
+        below = number == 0 or (number == 2 and n_plain > 0) or number >= 8
+        if (below and value < limits[place]) or (not below and number != 2 and value > limits[place]):
+            return place, value
+    return PASSED, value
 
 
 @bare_kernel
-def judge_page(
-    codes: Codes,
-    flags: Flags,
-    places: Offsets,
-    words: Offsets,
+def remove_lines(
+    texts: Texts,
     limits: Numbers,
-    short: int,
-    room: Room,
+    line_limits: Numbers,
+    english: English,
+    memo: Memo,
     rules: Rules,
     values: Numbers,
+    kept: Texts,
+    removed: Counts,
 ) -> bool:
+    """C4's rules on lines, and on lorem ipsum and curly brackets; the lines that stay go to `kept`. False: no room."""
+    lorem, curly = not np.isnan(limits[LINES]), not np.isnan(limits[LINES + 1])
+    codes_used = words_used = np.int64(0)
+    removed[:] = 0
+    for text in range(len(texts.places) - 1):
+        kept.places[text], kept.firsts[text] = codes_used, words_used
+        if rules[text] == PASSED:
+            found, codes_used, words_used = keep_lines(
+                texts, text, line_limits, lorem, curly, english, memo, kept, codes_used, words_used, removed
+            )
+            if found == NO_ROOM:
+                return False
+            if found != KEEP:
+                rules[text], values[text] = (LINES if found == LOREM_IPSUM else LINES + 1), 1.0
+    kept.places[len(texts.places) - 1], kept.firsts[len(texts.places) - 1] = codes_used, words_used
+    return True
+
+
+@bare_kernel
+def judge_page(texts: Texts, limits: Numbers, short: int, room: Room, rules: Rules, values: Numbers) -> bool:
     """The fewest sentences, and FineWeb's rules; False: no room."""
+    codes, flags, places, firsts, words = texts
     for text in range(len(places) - 1):
         if rules[text] != PASSED:
             continue
-        begin, end, first, last = places[text], places[text + 1], words[text], words[text + 1]
-        sentences = count_sentences(codes, flags, room.begins, room.ends, first, last)
+        begin, end, first, last = places[text], places[text + 1], firsts[text], firsts[text + 1]
+        sentences = count_sentences(codes, flags, words, first, last)
         rule, value = PASSED, float(sentences)
         if sentences < limits[SENTENCES]:
             rule = SENTENCES
         elif first == last:
             rule = 0
         else:
-            _, _, _, lines, punctuated, short_lines = line_counts(codes, flags, begin, end, short)
-            _, _, line_ends = marks(codes, begin, end)
+            _, _, _, lines, punctuated, short_lines, line_ends = line_counts(codes, flags, begin, end, short)
             repeated = 0
             if not np.isnan(limits[PAGE + 2]):
                 parts, _, repeated = repeated_parts(codes, begin, end, 1, room)
@@ -250,42 +231,46 @@ def judge_page(
 
 def judge(data: Bytes, offsets: Offsets, params: CleanParams) -> Verdicts:
     """The verdict on each normalised text."""
-    n, tables = len(offsets) - 1, english()
-    memo = empty_memo()
+    n, tables, memo = len(offsets) - 1, english(), known_runs()
     limits, line_limits = thresholds(params), thresholds(params, LINE_RULES)
     on, lines_on = ~np.isnan(limits), ~np.isnan(line_limits)
     stop_words = np.array([polynomial(word) for word in sorted(set(params.stop_words))], np.uint64)
     rules, values, removed = np.full(n, PASSED, np.int8), np.zeros(n), np.zeros(len(LINE_RULES), np.int64)
-    codes, flags, places = np.empty(len(data), np.int32), np.empty(len(data), np.uint16), np.empty(n + 1, np.int64)
-    words = np.empty(n + 1, np.int64)
-    read_texts(data, offsets, tables.classes, codes, flags, places)
     space = room(max(LEAST_ROOM, 1 << (len(data) // 4).bit_length()))  # a word has 4 bytes or more, mostly
-    while not judge_parts(codes, flags, places, limits, space, rules, values):
+    texts = room_for_texts(len(data), n, space.words)
+    read_texts(data, offsets, tables.classes, *texts[:3])
+    while not judge_parts(texts, limits, space, rules, values):
         space = grown(space)
-    while not words_of_texts(codes, flags, places, tables, memo, space.begins, space.ends, rules, words):
+    while not words_of_texts(texts._replace(words=space.words), tables, memo, rules):
         space = grown(space)
-    judge_words(codes, flags, places, words, limits, stop_words, space, rules, values)
+    texts = texts._replace(words=space.words)
+    judge_words(texts, limits, stop_words, space, rules, values)
     if lines_on.any() or on[LINES : LINES + 2].any():
-        out, out_places = np.empty(len(data) + n + 1, np.int32), np.empty(n + 1, np.int64)
-        remove_lines(codes, flags, places, limits, line_limits, rules, values, out, out_places, removed)
-        if lines_on.any():
-            codes, places = out[: out_places[-1]], out_places
-            flags = tables.classes[codes]
-            while not words_of_texts(codes, flags, places, tables, memo, space.begins, space.ends, rules, words):
-                space = grown(space)
+        kept = room_for_texts(len(data) + n + 1, n, space.kept)
+        before = rules.copy(), values.copy()
+        while not remove_lines(texts, limits, line_limits, tables, memo, rules, values, kept, removed):
+            space, (rules[:], values[:]) = grown(space), before
+            kept = kept._replace(words=space.kept)
+        texts = kept if lines_on.any() else texts
     if on[SENTENCES:].any() or lines_on.any():
-        while not judge_page(codes, flags, places, words, limits, params.short_line_length, space, rules, values):
+        while not judge_page(texts, limits, params.short_line_length, space, rules, values):
             space = grown(space)
-    return Verdicts(rules, values, _texts(codes, places) if lines_on.any() else None, removed)
+    return Verdicts(rules, values, _texts(texts) if lines_on.any() else None, removed)
 
 
-def _texts(codes: Codes, places: Offsets) -> list[str]:
-    whole = codes.tobytes().decode("utf-32-le")
-    return [whole[begin:end].strip() for begin, end in pairwise(places.tolist())]
+def room_for_texts(n_codes: int, n_texts: int, words: Words) -> Texts:
+    codes, flags = np.empty(n_codes, np.int32), np.empty(n_codes, np.uint16)
+    places, firsts = (np.empty(n_texts + 1, np.int64) for _ in range(2))
+    return Texts(codes, flags, places, firsts, words)
+
+
+def _texts(texts: Texts) -> list[str]:
+    whole = texts.codes[: texts.places[-1]].tobytes().decode("utf-32-le")
+    return [whole[begin:end].strip() for begin, end in pairwise(texts.places.tolist())]
 
 
 def polynomial(word: str) -> int:
-    """The hash of one word, as hash_words computes it."""
+    """The hash of one word, as `Words` has it."""
     value = 0
     for character in word:
         value = (value * int(BASE) + ord(character)) % 2**64

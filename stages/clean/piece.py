@@ -1,6 +1,6 @@
 """Cleans one piece of the corpus: reads its documents, judges them, and writes the shards of its result.
 
-    documents-00000.parquet (id, text, source, split)      what is kept, about 64 MB of text a file
+    documents-00000.parquet (id, text, source, split)      what is kept
     verdicts-00000.parquet (id, kept, rule, value, threshold)    one row a document
     told.json {counts, samples}                            for metrics.json and samples.json
 

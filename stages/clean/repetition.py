@@ -18,32 +18,31 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from stages.clean.english import ALPHABETIC, SYMBOL
-from stages.clean.words import Codes, Flags, Places
+from stages.clean.code_points import Codes, Places
+from stages.clean.words import BASE, LETTERS, PLAIN, Hashes, Words, room_for_words
 from stages.compiled import bare_kernel, inline_kernel
 
-BASE = np.uint64(0x9E3779B97F4A7C15)
-Hashes = npt.NDArray[np.uint64]
 NEW_LINE = 10
+ONE, TWO, THREE, FOUR = (np.uint64(number) for number in range(1, 5))  # steps between places without a sign
 WINDOW = 16  # characters by whose hash n-grams that occur once are told
 POWERS = np.cumprod(np.full(1024, BASE, np.uint64), dtype=np.uint64) * np.uint64(0xF1DE83E19937733D)  # BASE ** index
 
 
 class Room(NamedTuple):
-    """Working arrays for the words of some documents; a kernel that needs larger ones says -1.
+    """Working arrays; a kernel that needs larger ones says -1 or False.
 
     Attributes:
-        begins, ends: where each word begins and ends.
-        sums, lengths: the hash and the number of the characters of a document's words before each.
+        words: those of some documents.
+        kept: the same in the lines that rules on lines left.
+        sums, lengths: of one document, the hash and the number of the characters of the words before each.
         grams: the hash of the n-gram that begins at each.
         places, slots: of some n-grams the first word, and where in the table they are.
         keys, counts: a table by hash for one document; a key of 0 is a free slot.
     """
 
-    begins: Places
-    ends: Places
+    words: Words
+    kept: Words
     sums: Hashes
     lengths: Places
     grams: Hashes
@@ -57,15 +56,18 @@ class Room(NamedTuple):
 def room(n_words: int) -> Room:
     """Working arrays for fewer words than the power of two `n_words`; the same ones again if asked again, because
     fresh memory costs more than what is computed in it."""
-    begins, ends, lengths, places, slots = (np.empty(n_words, np.int32) for _ in range(5))
+    lengths, places, slots = (np.empty(n_words, np.int32) for _ in range(3))
     sums, grams, keys = (np.empty(size, np.uint64) for size in (n_words, n_words, 2 * n_words))
-    return Room(begins, ends, sums, lengths, grams, places, slots, keys, np.empty(2 * n_words, np.int32))
+    words, kept = room_for_words(n_words), room_for_words(n_words)
+    return Room(words, kept, sums, lengths, grams, places, slots, keys, np.empty(2 * n_words, np.int32))
 
 
 def grown(small: Room) -> Room:
-    """Twice the room, with the words that were found."""
-    large = room(2 * len(small.begins))
-    large.begins[: len(small.begins)], large.ends[: len(small.ends)] = small.begins, small.ends
+    """Twice the room, with the words that are there."""
+    large = room(2 * len(small.sums))
+    for new, old in ((large.words, small.words), (large.kept, small.kept)):
+        new.begins[: len(old.begins)], new.ends[: len(old.ends)] = old.begins, old.ends
+        new.hashes[: len(old.hashes)], new.kinds[: len(old.kinds)] = old.hashes, old.kinds
     return large
 
 
@@ -118,8 +120,8 @@ def seen(key: np.uint64, mask: int, keys: Hashes) -> bool:
 def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) -> tuple[int, int, int]:
     """Parts of a text separated by `breaks` line ends or more: all, those that stood before, characters of these."""
     n_parts = 1
-    for place in range(begin, end):
-        n_parts += codes[place] == NEW_LINE
+    for at in range(np.uint64(begin), np.uint64(end)):
+        n_parts += codes[at] == NEW_LINE
     if 4 * n_parts > len(room.keys):
         return -1, 0, 0
     mask = table_mask(n_parts, room)
@@ -128,14 +130,15 @@ def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) 
     while place <= end:
         value, first, ends = np.uint64(0), place, 0
         while place < end:
-            if codes[place] == NEW_LINE:
-                ends = 1
-                while place + ends < end and codes[place + ends] == NEW_LINE:
-                    ends += 1
-                if ends >= breaks:
-                    break
-            value = value * BASE + np.uint64(codes[place])
-            place += 1
+            place, value = hash_line(codes, place, end, value)
+            ends = 0
+            while place + ends < end and codes[place + ends] == NEW_LINE:
+                ends += 1
+            if ends >= breaks:
+                break
+            for _ in range(ends):
+                value = value * BASE + np.uint64(NEW_LINE)
+            place += ends
         parts += 1
         if seen(mixed(value + np.uint64(place - first)), mask, room.keys):
             repeated += 1
@@ -147,32 +150,46 @@ def repeated_parts(codes: Codes, begin: int, end: int, breaks: int, room: Room) 
 
 
 @bare_kernel
-def hash_words(
-    codes: Codes, flags: Flags, first: int, last: int, stop_words: Hashes, room: Room
-) -> tuple[int, int, int, int]:
-    """Fills `sums` for the words of a document; counts words that are not all symbols, their characters, words with
-    a letter, and how many of `stop_words` (their hashes, at most 64) occur."""
-    total = found = np.uint64(0)
+def hash_line(codes: Codes, begin: int, end: int, value: np.uint64) -> tuple[int, np.uint64]:
+    """Continues a hash up to the next line end, four characters a step; where that is, and the hash."""
+    place, last = np.uint64(begin), np.uint64(end)
+    while place + FOUR <= last:
+        one, two, three, four = codes[place], codes[place + ONE], codes[place + TWO], codes[place + THREE]
+        if one == NEW_LINE or two == NEW_LINE or three == NEW_LINE or four == NEW_LINE:
+            break
+        value *= POWERS[4]
+        value += (
+            np.uint64(one) * POWERS[3] + np.uint64(two) * POWERS[2] + np.uint64(three) * POWERS[1] + np.uint64(four)
+        )
+        place += FOUR
+    while place < last and codes[place] != NEW_LINE:
+        value = value * BASE + np.uint64(codes[place])
+        place += ONE
+    return np.int64(place), value  # type: ignore[return-value]
+
+
+@bare_kernel
+def sum_words(words: Words, first: int, last: int, stop_words: Hashes, room: Room) -> tuple[int, int, int, int]:
+    """Fills `sums`, `lengths` and `grams` for the words of a document; counts words that are not all symbols, their
+    characters, words with a letter, and how many of `stop_words` (their hashes, at most 64) occur."""
+    total = found = gate = np.uint64(0)
+    for number in range(len(stop_words)):
+        gate |= np.uint64(1) << (stop_words[number] & np.uint64(63))
     n_plain = plain_characters = n_alphabetic = characters = 0
     for word in range(first, last):
-        value = np.uint64(0)
-        plain = alphabetic = False
-        size = room.ends[word] - room.begins[word]
-        for place in range(room.begins[word], room.ends[word]):
-            value = value * BASE + np.uint64(codes[place])
-            plain |= flags[place] & SYMBOL == 0
-            alphabetic |= flags[place] & ALPHABETIC != 0
-        room.sums[word], room.lengths[word] = total, characters
+        value, size, kinds = words.hashes[word], np.int64(words.ends[word]) - words.begins[word], words.kinds[word]
+        room.sums[word - first], room.lengths[word - first], room.grams[word - first] = total, characters, value
         characters += size
-        room.grams[word] = value
         total = total * power(size) + value
+        plain = kinds & PLAIN != 0
         n_plain += plain
         plain_characters += plain * size
-        n_alphabetic += alphabetic
-        for number in range(len(stop_words)):
-            if stop_words[number] == value:
-                found |= np.uint64(1) << np.uint64(number)
-    room.sums[last], room.lengths[last] = total, characters
+        n_alphabetic += kinds & LETTERS != 0
+        if gate >> (value & np.uint64(63)) & np.uint64(1):
+            for number in range(len(stop_words)):
+                if stop_words[number] == value:
+                    found |= np.uint64(1) << np.uint64(number)
+    room.sums[last - first], room.lengths[last - first] = total, characters
     n_stop_words = 0
     while found:
         n_stop_words += 1
@@ -181,20 +198,20 @@ def hash_words(
 
 
 @bare_kernel
-def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tuple[int, int, int]:
+def top_ngram(n: int, n_words: int, n_repeated: int, room: Room) -> tuple[int, int, int]:
     """The characters of the most frequent n-gram, words joined by a space, the first of equals; how often it occurs;
     how many places have an n-gram that occurs twice.
 
-    Call it after hash_words for 2, 3 and 4 in this order, with what the last call gave: only where n - 1 words
+    Call it after sum_words for 2, 3 and 4 in this order, with what the last call gave: only where n - 1 words
     occur twice, n may do so. `room.places` holds these places, -1 at first: all.
     """
-    positions = last - first - n + 1
+    positions = n_words - n + 1
     if positions <= 0:
         return 0, 0, 0
     n_places = positions if n_repeated < 0 else n_repeated
     mask, candidates, most = table_mask(n_places, room), 0, 0
     for number in range(n_places):
-        word = first + number
+        word = number
         if n_repeated >= 0:
             word = room.places[number]
             if number + 1 == n_repeated or room.places[number + 1] != word + 1:  # what follows it occurs once
@@ -214,7 +231,7 @@ def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tup
         room.places[candidates], room.slots[candidates] = word, slot
         candidates += 1
     if most < 2:
-        return room.lengths[first + n] - room.lengths[first] + n - 1, 1, 0
+        return room.lengths[n] + n - 1, 1, 0
     top, n_repeated = -1, 0
     for number in range(candidates):
         count = room.counts[room.slots[number]]
@@ -226,7 +243,7 @@ def top_ngram(n: int, first: int, last: int, n_repeated: int, room: Room) -> tup
 
 
 @bare_kernel
-def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> int:
+def mark_repeated(codes: Codes, words: Words, first: int, last: int, n: int, room: Room) -> int:
     """Notes in `places` the words from which on n or more words may occur twice; how many these are.
 
     That is where the next WINDOW characters, white space left out, do so by a hash (then `grams` is not 0), or
@@ -240,15 +257,17 @@ def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> in
         seen_times[slot] = 0
     near = far = np.uint64(0)  # a byte a character, the first one lowest
     for word in range(last - 1, first - 1, -1):
-        for place in range(room.ends[word] - 1, room.begins[word] - 1, -1):
+        place, begin = np.uint64(words.ends[word]), np.uint64(words.begins[word])
+        while place > begin:
+            place -= ONE
             far = far << np.uint64(8) | near >> np.uint64(56)
             near = near << np.uint64(8) | np.uint64(codes[place] & 0xFF)
         slot = np.int64(mixed(near + far * BASE) & np.uint64(mask - 1))  # type: ignore[assignment]
         seen_times[slot] = min(2, seen_times[slot] + 1)
         room.places[word - first] = slot
     marked = 0
-    for word in range(first, last - n + 1):
-        twice = seen_times[room.places[word - first]] > 1
+    for word in range(last - first - n + 1):
+        twice = seen_times[room.places[word]] > 1
         if twice or room.lengths[word + n] - room.lengths[word] < WINDOW:
             room.grams[word] = twice
             room.places[marked] = word
@@ -257,7 +276,7 @@ def mark_repeated(codes: Codes, first: int, last: int, n: int, room: Room) -> in
 
 
 @bare_kernel
-def repeated_ngrams(n: int, last: int, marked: int, room: Room) -> int:
+def repeated_ngrams(n: int, n_words: int, marked: int, room: Room) -> int:
     """Characters of n-grams that stood before; words are joined without a space, and one n-gram at a time counts.
 
     Call it after mark_repeated, with what that gave.
@@ -266,7 +285,7 @@ def repeated_ngrams(n: int, last: int, marked: int, room: Room) -> int:
     characters = following = 0
     for number in range(marked):
         word = room.places[number]
-        if word < following or word + n > last:
+        if word < following or word + n > n_words:
             continue
         size = room.lengths[word + n] - room.lengths[word]
         if room.grams[word] or size < WINDOW:

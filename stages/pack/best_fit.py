@@ -1,11 +1,17 @@
-"""Best-fit decreasing as one compiled pass: the last pieces of documents share rows of T slots.
+"""Fills rows of T slots with the last pieces of documents, one row after another, as one compiled pass.
 
-A row's remaining space is a number from 0 to T, so the open rows hang in T + 1 stacks, and the fullest
-row with room for a piece lies in the first stack, from the piece's length on, that is not empty. That
-stack is found in a tree of bits: bit i of level 0 says that stack i holds a row, bit i of a level
-above that word i below has a bit. With T = 2,048 that is two levels, so a document costs some tens of
-nanoseconds whatever the lengths. Example, T = 8: pieces 5, 4, 3 open row 0 (space 3) and row 1 (space
-4); the 3 asks for the first stack from 3 on, finds row 0, and fills it.
+A row begins with the longest piece left. Into the space beside it goes, in this order of preference:
+
+    1. a piece that fills it exactly
+    2. two pieces that fill it exactly, the two most alike in length first: short pieces fill what nothing else does
+    3. the longest piece that fits (alone, this rule is first-fit decreasing)
+
+Example, T = 8: pieces 5, 4, 2, 2, 1. Row 0 = 5 + (2 + 1), because no piece is 3 long; row 1 = 4 + 2.
+
+Only counts of pieces by length decide. They fall and never rise, so a length or a pair that is used up stays so, and
+the search for pairs goes on where it stopped for this space: all rows together cost T^2 / 4 steps at most, and some
+tens of nanoseconds a piece. What is left of a length is found in a tree of bits, the longest first: bit i of level 0
+says that there is a piece of T - i, bit i of a level above that word i below has a bit.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from stages.compiled import inline_kernel, kernel
 
 WORD_BITS = 64
 NONE = -1
+PAIR_SPACE = 1 << 13  # in more space than this no pairs are looked for, which bounds their search for any T
 
 
 def share_rows(lengths: npt.NDArray[np.integer], context_length: int) -> tuple[npt.NDArray, npt.NDArray]:
@@ -28,7 +35,7 @@ def share_rows(lengths: npt.NDArray[np.integer], context_length: int) -> tuple[n
     index: type[np.integer] = np.int32 if len(lengths) < 1 << 31 else np.int64
     levels = _level_starts(context_length + 1)
     row_of = np.empty(len(lengths), index)
-    n_rows = _best_fit(np.ascontiguousarray(lengths), context_length, levels, row_of)
+    n_rows = _fill_rows(np.ascontiguousarray(lengths), context_length, levels, row_of)
     row_starts = np.zeros(n_rows + 1, index)
     _count_rows(row_of, row_starts)
     pieces = np.empty(int(row_starts[-1]), index)
@@ -48,47 +55,65 @@ def _level_starts(n_bits: int) -> npt.NDArray[np.int64]:
 
 
 @kernel
-def _best_fit(lengths, context_length, levels, row_of):  # type: ignore[no-untyped-def]
+def _fill_rows(lengths, context_length, levels, row_of):  # type: ignore[no-untyped-def]
     """Fills `row_of` with the row of each document's last piece, -1 where it has none; the number of rows."""
     T = context_length
-    n_documents = len(lengths)
-    places = np.zeros(T + 1, np.int64)  # where pieces of a length begin among all, longest first
-    for document in range(n_documents):
-        places[lengths[document] % T] += 1
-    total = n_documents - places[0]
-    seen = np.int64(0)
-    for length in range(T - 1, 0, -1):
-        seen += places[length]
-        places[length] = seen - places[length]
-    order = np.empty(total, row_of.dtype)
-    for document in range(n_documents):
+    counts = np.zeros(T + 1, np.int64)
+    for document in range(len(lengths)):
+        counts[lengths[document] % T] += 1
+    left = len(lengths) - counts[0]
+    counts[0] = 0
+    order = np.empty(left, row_of.dtype)  # documents by the length of their pieces
+    places = np.cumsum(counts) - counts
+    for document in range(len(lengths)):
         length = lengths[document] % T
         row_of[document] = NONE
         if length:
             order[places[length]] = document
             places[length] += 1
+    places -= counts
     words = np.zeros(levels[-1], np.uint64)
-    tops = np.full(T + 1, NONE, np.int64)  # the top row of each stack
-    below = np.empty(total, row_of.dtype)  # the row under each in its stack
-    n_rows = 0
-    for document in order:
-        length = lengths[document] % T
-        space = _first_from(words, levels, length)
-        if space == NONE:
-            row, space, n_rows = n_rows, T, n_rows + 1
-        else:
-            row = tops[space]
-            tops[space] = below[row]
-            if tops[space] == NONE:
-                _clear(words, levels, space)
-        row_of[document] = row
-        left = space - length
-        if left:
-            if tops[left] == NONE:
-                _set(words, levels, left)
-            below[row] = tops[left]
-            tops[left] = row
+    for length in range(1, T):
+        if counts[length]:
+            _set(words, levels, T - length)
+    halves = np.arange(min(T, PAIR_SPACE) + 1) >> 1  # for each space the shorter piece of the next pair to look at
+    n_rows, space = 0, 0
+    while left:
+        length = _next_piece(counts, halves, words, levels, T, space) if space else NONE
+        if length == NONE:
+            space, n_rows = T, n_rows + 1
+            length = _longest_to(words, levels, T, T)
+        row_of[order[places[length]]] = n_rows - 1
+        places[length] += 1
+        space -= length
+        left -= 1
+        counts[length] -= 1
+        if counts[length] == 0:
+            _clear(words, levels, T - length)
     return n_rows
+
+
+@kernel
+def _next_piece(counts, halves, words, levels, context_length, space):  # type: ignore[no-untyped-def]
+    """The length of the piece to put into a space, or -1: none fits."""
+    if counts[space]:
+        return space
+    if space < len(halves):
+        shorter = halves[space]
+        while shorter > 0:
+            if counts[shorter] and counts[space - shorter] and (2 * shorter != space or counts[shorter] > 1):
+                halves[space] = shorter
+                return space - shorter
+            shorter -= 1
+        halves[space] = shorter
+    return _longest_to(words, levels, context_length, space)
+
+
+@inline_kernel
+def _longest_to(words, levels, context_length, space):  # type: ignore[no-untyped-def]
+    """The length of the longest piece of at most `space`, or -1."""
+    bit = _first_from(words, levels, context_length - space)
+    return NONE if bit == NONE else context_length - bit
 
 
 @kernel

@@ -1,8 +1,8 @@
 """Decides which slots of which row each document fills. Lengths in, places out; no token is touched.
 
 best_fit: a document longer than T is cut into rows of T and a rest; no other document is ever cut.
-Then, longest first, each piece goes to the fullest row in which it still fits (best-fit decreasing,
-Johnson 1973). Example with T = 8 and lengths 5, 4, 3: row 0 = 5 + 3, row 1 = 4.
+Then rows are filled one after another, each begun with the longest piece left, and completed exactly where
+one or two pieces can (best_fit.py). Example with T = 8 and lengths 5, 4, 3: row 0 = 5 + 3, row 1 = 4.
 
 concat: documents one after another, cut wherever a row ends. Nothing is padded but the last row, and
 many documents lose their beginning: T = 8 and 5, 4, 3 give row 0 = 5 + 3 of the 4, row 1 = 1 + 3.

@@ -22,6 +22,7 @@ import pyarrow.ipc
 from stages.byte_keys import words_of
 from stages.entry import Job
 from stages.kept import Part
+from stages.memory import release_freed
 from stages.pretoken_rules import Rule
 from stages.tasks import Task, results
 from stages.tokenizer import words
@@ -31,8 +32,8 @@ from stages.unicode import tables
 from stages.utf8 import Bytes, Offsets, text_buffers
 
 N_PARTS = 16
-N_SLOTS = 1 << 20  # 32 MB, for half a million words
-KEY_BYTES = 16 << 20
+N_SLOTS = 1 << 19  # 16 MB, for a quarter of a million words
+KEY_BYTES = 8 << 20
 SCHEMA = pa.schema([("word", pa.large_binary()), ("count", pa.int64())])
 
 
@@ -45,7 +46,9 @@ def count_words(job: Job, shards: Sequence[Part], rule: Rule) -> Counted:
     columns = [pa.ipc.open_file(folder / "words.arrow").read_all() for folder in results(job, "sums", add_up, parts)]
     table = pa.concat_tables(columns)
     data, offsets = text_buffers(_as_text(table["word"]))
-    return Counted(data, offsets, table["count"].to_numpy())
+    counted = Counted(data, offsets, table["count"].to_numpy())
+    release_freed()
+    return counted
 
 
 def count_shard(shard: Part, folder: Path, rule: Rule) -> None:

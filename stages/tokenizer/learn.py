@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.entry import Failed
+from stages.memory import release_freed
 from stages.tokenizer import merge_loop, merge_queue
 from stages.tokenizer.merge_loop import Learning, Numbers
 from stages.utf8 import Bytes, Offsets
@@ -58,6 +59,7 @@ def learn(
     merge_loop.count_first_pairs(learning)
     while short := merge_loop.learn_merges(learning, vocab_size, min_frequency):
         learning = _grown(learning, short)
+        release_freed()
     n_merges, n_tokens = learning.used[merge_loop.N_MERGES], learning.used[merge_loop.N_TOKENS]
     # a pair may be merged twice, when two merges made one of its tokens: as in Hugging Face, the last time counts
     pairs: dict[tuple[int, int], bool] = {}
@@ -107,7 +109,7 @@ def _first(data: Bytes, offsets: Offsets, counts: Numbers, n_special: int, vocab
 
 
 def _free(n_pairs: int) -> Numbers:
-    return np.full((n_pairs, 4), -1, np.int64)
+    return np.full((n_pairs, 3), -1, np.int64)
 
 
 def _grown(learning: Learning, short: int) -> Learning:

@@ -41,7 +41,7 @@ class Learning(NamedTuple):
     Attributes:
         cells: the words.
         steps: [n, 2]: from which cell on words have which count; words come by falling count.
-        pairs: [capacity, 4]: open addressing: left << 32 | right, -1 where free; the count; and how many places the
+        pairs: [capacity, 3]: open addressing: left << 32 | right, -1 where free; the count; and how many places the
             pair got from the present merge, or -1 - its new list.
         lists: [n, 2]: where in `places` each list begins, and its length; the pair follows from the queue.
         places: cells where pairs stand.
@@ -199,7 +199,7 @@ def what_is_short(learning: Learning, this: int, n_bytes: int) -> int:
     two for each place."""
     used, n_places = learning.used, 2 * learning.lists[this, 1]
     n_pairs = min(n_places, 2 * used[N_TOKENS] + 2)
-    if 2 * (used[N_PAIRS] + n_pairs) > len(learning.pairs):
+    if 4 * (used[N_PAIRS] + n_pairs) > 3 * len(learning.pairs):
         return PAIRS_FULL
     if used[N_LISTS] + n_pairs > len(learning.lists) or used[N_QUEUED] + n_pairs > len(learning.queue):
         return LISTS_FULL

@@ -13,8 +13,6 @@ from stages.clean.english import (
     ENDED_BY_STOP,
     ICON,
     LETTER,
-    LONE,
-    MARK,
     PREFIX,
     PUNCTUATION,
     SENTENCE_END,
@@ -154,20 +152,8 @@ PATTERNS = {
 }
 
 
-def lone_split(word: str) -> list[str]:
-    found: list[str] = []
-    lone = False
-    for character in word:
-        starts = not found or ((has(character, LONE) or lone) and not has(character, MARK))
-        found = [*found, character] if starts else [*found[:-1], found[-1] + character]
-        lone = has(character, LONE) or (lone and has(character, MARK))
-    return found
-
-
 def words_of(text: str) -> list[str]:
-    return [
-        part for chunk in text.split() for word in joined(split(chunk, LISTED), PATTERNS) for part in lone_split(word)
-    ]
+    return [word for chunk in text.split() for word in joined(split(chunk, LISTED), PATTERNS)]
 
 
 # Measures

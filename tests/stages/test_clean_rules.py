@@ -17,7 +17,7 @@ from stages.clean.judge import Verdicts, judge
 from stages.clean.params import CleanParams
 from stages.clean.rules import C4, FINEWEB, GOPHER, LINE_RULES, RECIPES, RULES
 from stages.clean.text import normalise
-from stages.clean.words import split_texts
+from stages.clean.words import known_runs, split_texts
 from stages.utf8 import text_buffers
 from tests.stages import plain_filters
 
@@ -28,7 +28,7 @@ PIECES = [
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
 SENTENCES = ["The cat sat.", "A dog ran!", "lorem ipsum", "JavaScript is on.", "We use cookies here.", "It is [12] so.",
-             "- item", "He said ...", "x" * 20, "{ }", "One? Two. Three", "of the and", "Mr. X (U.S.) left.", "中文。"]  # fmt: skip
+             "- item", "A well[1]-known cat.", "He said ...", "x" * 20, "{ }", "One? Two. Three", "of the and", "Mr. X (U.S.) left.", "中文。"]  # fmt: skip
 PAGES = st.lists(
     st.tuples(st.sampled_from(SENTENCES), st.sampled_from([" ", "\n", "\n\n"])), min_size=1, max_size=25
 ).map(lambda parts: normalise("".join(part + end for part, end in parts)))
@@ -59,7 +59,7 @@ def verdicts(texts: list[str], **params: object) -> Verdicts:
         ("see www.example.com/a-b, or ada@b.org.", "see www.example.com/a-b , or ada@b.org ."),
         ("end.Next wait...what", "end . Next wait ... what"),
         ("I live in the U.S.", "I live in the U.S."),
-        ("ภาษา 猫が", "ภ า ษ า 猫 が"),
+        ("ภาษา 猫が。", "ภาษา 猫が 。"),
     ],
 )
 def test_words_are_those_of_spacy(text: str, words: str) -> None:
@@ -71,6 +71,15 @@ def test_words_are_those_of_spacy(text: str, words: str) -> None:
 def test_words_are_those_of_the_plain_rules(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
     assert split_texts([text], english())[0] == plain_filters.words_of(text)
+
+
+def test_what_was_judged_before_changes_no_verdict() -> None:
+    texts = [f"{run} and www.x{run}.com (it's 5km) of {run}-{run}. " * 9 for run in ("a", "b1", "don't", "中文")]
+    known_runs.cache_clear()
+    alone = [verdicts([text], **C4, **GOPHER) for text in texts]
+    together = verdicts(texts[::-1], **C4, **GOPHER)
+    assert [int(found.rules[0]) for found in alone] == together.rules[::-1].tolist()
+    assert [float(found.values[0]) for found in alone] == together.values[::-1].tolist()
 
 
 @given(st.text(max_size=80))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.documents import ShardWriter
 from stages.formats import line_cuts, parquet_cuts
-from stages.pieces import groups, ranges
+from stages.pieces import even_step, groups, ranges
 from stages.sources import Part, SourceFile, read_file
 
 NAMES = [f"folder/file-{number}.txt" for number in range(300)]
@@ -57,6 +60,24 @@ def test_parts_of_json_lines_are_the_file(tmp_path_factory, texts: list[str], st
     found = [document for part in parts for document in read_file(file, "text", part=part)]
     assert found == list(read_file(file, "text"))
     assert [document.text for document in found] == texts
+
+
+def test_equal_pieces_keep_all_cores_at_work(tmp_path: Path) -> None:
+    assert [even_step(size, 16) for size in (0, 5, 16, 17, 25, 48, 49)] == [0, 5, 16, 9, 13, 16, 13]
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "of twenty bytes"}\n' * 1000)
+    begins = [0, *(place for place, _ in line_cuts(path, 10_000)), path.stat().st_size]
+    assert [following - begin for begin, following in pairwise(begins)] == [9352, 9352, 9296], "whole lines"
+
+
+def test_a_shard_of_documents_can_be_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.documents.GROUP_BYTES", 1000)
+    writer = ShardWriter(tmp_path, pa.schema([("id", pa.string()), ("text", pa.string())]))
+    for number in range(100):
+        writer.add({"id": f"{number:03}", "text": f"{number:097}"})
+    writer.close()
+    cuts, n_groups = parquet_cuts(tmp_path / "00000.parquet", "text", 8000)
+    assert n_groups == 10 and cuts == [(5, 50)]
 
 
 def test_parts_of_parquet_are_the_file(tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_a_graph_is_the_kernels_one_by_one(packed, precision, pattern):
         config = dataclasses.replace(MODEL, hidden_size=64, n_kv_heads=4, layer_pattern=pattern, window=5)
         model = Decoder(config, rows.vocab_size, rows.context_length)
         model.initialise(torch.Generator().manual_seed(0))
+        for parameter in model.parameters():  # outputs that are not zero, so that every gradient is one
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
         model.cuda()
         if precision == "fp8":
             convert_to_float8(model, "tensorwise", narrowest=64)

@@ -95,8 +95,8 @@ class Ours:
             objective.__class__ = PlainRows
         step = micro_step(objective, model, setting.params, execution, ranks, setting.rows)
         self.run: Any = types.SimpleNamespace(
-            model=model, objective=objective, micro_step=step, params=setting.params, ranks=ranks, scaler=None, sharded=False, average=None,
-            experts=[],
+            model=model, objective=objective, micro_step=step, params=setting.params, ranks=ranks, scaler=None,
+            sharded=False, average=None, experts=[],
             optimizers=Optimizers(model, setting.params, wants_compile(execution, ranks)),
             keeps_gradients=isinstance(step, GraphedMicroStep),
         )  # fmt: skip

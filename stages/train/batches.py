@@ -102,5 +102,7 @@ def micro_batch_of(tensors: tuple[Tensor, ...], rows: slice) -> MicroBatch:
 
 
 def to_device(batch: MicroBatch, device: str) -> MicroBatch:
-    inputs, labels, segments, positions = (tensor.to(device, torch.int64, non_blocking=True) for tensor in batch[:4])
+    # First there, then wider: asked for both at once, torch widens here, in memory that a GPU has to be waited for.
+    there = (tensor.to(device, non_blocking=True).to(torch.int64) for tensor in batch[:4])
+    inputs, labels, segments, positions = there
     return MicroBatch(inputs, labels, segments, positions, batch.n_documents)

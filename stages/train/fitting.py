@@ -18,7 +18,7 @@ from stages.errors import Failed
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
-from stages.train.batches import tensors_of
+from stages.train.batches import micro_batch_of, tensors_of
 from stages.train.micro_step import EagerMicroStep
 from stages.train.optimizers import STATE_BYTES, Optimizers
 from stages.train.params import TrainParams
@@ -71,7 +71,8 @@ def fits(
     later += 4 * n_parameters if bare is not objective else 0  # where DDP gathers gradients
     spare = int(SPARE * torch.cuda.get_device_properties(ranks.device).total_memory)
     buffers = [(buffer, buffer.clone()) for buffer in bare.buffers()]
-    batch = tensors_of(rows.batch(np.arange(n_rows) % rows.n_rows), pinned=True)
+    first = rows.batch(np.arange(n_rows) % rows.n_rows, np.int32)
+    batch = micro_batch_of(tensors_of(first, pinned=True), slice(None))
     fitted = False
     with contextlib.suppress(torch.OutOfMemoryError):
         aside = torch.empty(max(0, later) + spare, dtype=torch.uint8, device=ranks.device)

@@ -63,7 +63,7 @@ class _Recording:
 
     def replay(self, batch: MicroBatch, factor: float | Tensor) -> Tensor:
         for place, value in zip(self.batch[:-1], batch[:-1], strict=True):
-            place.copy_(value, non_blocking=True)
+            place.copy_(value.to(place.device, non_blocking=True))  # of half the width until it is there
         self.factor.copy_(factor) if isinstance(factor, Tensor) else self.factor.fill_(factor)
         self.graph.replay()
         return self.nats

@@ -16,10 +16,7 @@ from pathlib import Path
 
 import click
 
-from stages.entry import scratch_root
 from stages.errors import BadInput
-from stages.execution import Execution
-from stages.params import ParamsFile
 
 SECONDS_BETWEEN = 0.5
 
@@ -56,6 +53,10 @@ def newest_training(root: Path) -> Path:
     Raises:
         BadInput: nothing was trained here.
     """
+    from stages.entry import scratch_root  # pydantic: a tenth of a second of every `--help`
+    from stages.execution import Execution
+    from stages.params import ParamsFile
+
     execution = ParamsFile(root / "params.yaml").section("execution", Execution)
     base = Path(execution.scratch or scratch_root(root)) / "train"
     logs = sorted(base.glob("*/training.log"), key=lambda path: path.stat().st_mtime)

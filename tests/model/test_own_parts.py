@@ -11,7 +11,7 @@ import model
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.sampling import Sampling, generate
-from stages.code.combinations import CHECKS
+from stages.code.combinations import built_in_parts
 from stages.code.imports import Project
 from stages.code.parts import own_modules
 from stages.code.stage import fingerprint
@@ -99,5 +99,5 @@ def test_a_part_that_is_not_there_is_refused_with_its_line(tmp_path, params):
     ],
 )
 def test_names_that_mean_nothing_are_refused_before_any_work(changes, key, problem):
-    found = [entry for check in CHECKS[1:] for entry in check({"model": ModelConfig(**changes)})]
+    found = list(built_in_parts({"model": ModelConfig(**changes)}))
     assert found[0][0] == ["model", key] and problem in found[0][1]

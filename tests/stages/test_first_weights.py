@@ -27,6 +27,7 @@ from stages.huggingface import to_huggingface
 from stages.pack.params import PackParams
 from stages.tokenizer.params import TokenizerParams
 from stages.train.initial import load_initial_weights
+from stages.train.params import TrainParams
 from stages.weights_file import CHUNK, first_not_finite, read_header
 
 VOCABULARY, CONTEXT = 61, 16
@@ -88,7 +89,9 @@ def problem_in_code(config: ModelConfig, root: Path, folder: str = "theirs", n: 
     """What the stage `code` says, with the key; empty if it finds nothing."""
     execution, pack = Execution(init_from=folder), PackParams(context_length=n)
     tokenizer = TokenizerParams(file=given, file_sha256=OTHER if given else "")
-    sections = {"model": config, "execution": execution, "pack": pack, "tokenizer": tokenizer}
+    sections = {
+        "model": config, "train": TrainParams(), "execution": execution, "pack": pack, "tokenizer": tokenizer,
+    }  # fmt: skip
     found = initial_weights(sections, root)
     return "".join(f"{'.'.join(keys)}: {problem}" for keys, problem in found)
 

@@ -67,9 +67,9 @@ class Recording(TokenRows):
         super().__init__(folder)
         self.read: list[int] = []
 
-    def batch(self, row_ids: np.ndarray) -> Batch:
+    def batch(self, row_ids: np.ndarray, dtype: type = np.int64) -> Batch:
         self.read += row_ids.tolist()
-        return super().batch(row_ids)
+        return super().batch(row_ids, dtype)
 
 
 def rows_of_step(packed: Path, step: int, world: int, start: int = 0) -> list[int]:

@@ -85,7 +85,7 @@ def train(changes: dict, options: argparse.Namespace, batches: list, device: str
     model.attention_backend = options.backend
     objective = CausalObjective(model)
     if device == "cuda" or options.compile:
-        compile_parts(objective)
+        compile_parts(model, objective)
     optimizers = Optimizers(model, TrainParams(optimizer="adamw", lr=1e-3))
     experts = [module for module in model.modules() if isinstance(module, Experts)]
 

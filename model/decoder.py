@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(device):
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device))
         if self.position_embedding is not None:
-            x_BTC = x_BTC + self.position_embedding(positions_BT)
+            x_BTC = x_BTC + self.position_embedding(positions_BT).to(x_BTC.dtype)
         elif self.config.positions == "sinusoidal":
             x_BTC = x_BTC + sinusoids(positions_BT, self.config.hidden_size).to(x_BTC.dtype)
         return self.dropout(x_BTC)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from model.decoder import Block, Decoder
 from model.experts import Experts
+from stages.train.own_parts import has_own_parts
 
 ATEN = torch.ops.aten
 PRODUCTS = (
@@ -41,12 +42,15 @@ def checkpoint_activations(model: Decoder, kind: str, compiled: bool) -> None:
     for number, block in enumerate(model.blocks):
         if number % every == 0:
             assert isinstance(block, Block)
-            block.forward = _checkpointed(block, kind == "selective", compiled)  # type: ignore[method-assign]
+            own = has_own_parts(model.config)
+            block.forward = _checkpointed(block, kind == "selective", compiled, own)  # type: ignore[method-assign]
 
 
-def _checkpointed(block: Block, selective: bool, compiled: bool) -> Any:
+def _checkpointed(block: Block, selective: bool, compiled: bool, own: bool) -> Any:
     forward = block.forward
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": bool(block.dropout.p)}
+    # A CUDA graph, which is of compiled blocks without dropout, cannot be asked for the state of random numbers.
+    draws = not compiled or own or bool(block.dropout.p)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
     if selective:
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     if block.has_experts and not compiled:  # a compiled block counts once: what it changes is no part of what it keeps

@@ -40,7 +40,7 @@ def micro_batch_rows(
         Failed: not even one row fits.
     """
     if execution.micro_batch != "auto":
-        return execution.micro_batch
+        return min(execution.micro_batch, max(1, params.batch_tokens // rows.context_length // ranks.world))
     candidates = useful_rows(params.batch_tokens // rows.context_length // ranks.world, rows.context_length, ranks)
     if not ranks.device.startswith("cuda") or is_sharded(execution, ranks):  # which cannot stop within a pass
         return candidates[0]

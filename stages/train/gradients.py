@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.train.batches import StepBatches
-from stages.train.own_parts import without_gradient
+from stages.train.own_parts import has_own_parts, without_gradient
 from stages.train.run import TrainingRun
 from stages.train.sharding import clip_grad_norm_, exchanging
 
@@ -45,7 +45,9 @@ def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> T
     factor: float | Tensor = run.ranks.world / batches.n_labels
     if run.scaler:
         factor = run.scaler.factor * factor
-    if run.model.config.dropout:  # of the step, not of what was drawn before, so that a resumed run drops the same
+    if run.model.config.dropout or has_own_parts(
+        run.model.config
+    ):  # of the step, not of what was drawn before, so that a resumed run drops the same
         torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
         last = i == len(batches.micro_batches) - 1

@@ -12,10 +12,8 @@ import numpy as np
 
 from stages.perplexity import ROWS_PER_FORWARD, split_loss
 from stages.tokens import TokenRows
-from stages.train.objective import autocast
 from stages.train.run import TrainingRun
 from stages.train.saving import Saver
-from stages.train.sharding import GATHERED
 from stages.train.step import Hook, StepResult
 
 
@@ -54,9 +52,7 @@ class Validation(Hook):
         """Of the weights that the model has."""
         mine = self.row_ids[run.ranks.rank :: run.ranks.world]
         run.model.eval()
-        # blocks that are gathered in half precision compute in it
-        precision = run.params.precision if run.sharded and run.params.precision in GATHERED else "fp32"
-        with autocast(run.ranks.device, precision):
+        with run.autocast():
             sums = split_loss(run.model, run.validation_rows, mine, run.ranks.device)
             if run.sharded and n_passes(mine) < n_passes(self.row_ids[:: run.ranks.world]):  # all gather equally often
                 split_loss(run.model, run.validation_rows, self.row_ids[:1], run.ranks.device)

@@ -63,19 +63,19 @@ class CausalObjective(nn.Module):
         return total, nats
 
 
-def compile_parts(objective: nn.Module, sharded: bool = False) -> None:
+def compile_parts(model: Decoder, objective: nn.Module, sharded: bool = False) -> None:
     """Compiles every block by itself, the last norm, and the head with its loss where that is not in chunks.
 
     Blocks of one kind share their compiled code, so that it takes seconds where the whole takes minutes, at
     equal speed. Masks are made outside: their cost is paid once and not traced. So is the gathering of parameters
     that are `sharded`, which stands in hooks around a block's forward.
     """
-    for block in objective.model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks:
         if sharded:
             block.forward = torch.compile(block.forward, dynamic=False)
         else:
             block.compile(dynamic=False)
-    objective.model.final_norm.compile(dynamic=False)  # type: ignore[union-attr]
+    model.final_norm.compile(dynamic=False)
     if isinstance(objective, CausalObjective):
         objective.of_logits = torch.compile(objective.of_logits, dynamic=False)  # type: ignore[method-assign]
 

@@ -25,12 +25,14 @@ from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
 from stages.train.own import own_objective
+from stages.train.own_parts import has_own_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.sharding import is_sharded, shard
 
 # Tokens whose logits are held at once under `loss_chunk_tokens: auto`. On an H200, 4,096 were as fast as more.
 LOSS_CHUNK_TOKENS = {"cpu": 0, "cuda": 4096}
+RECOMPILE_LIMIT = 64
 
 
 def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks) -> nn.Module:
@@ -56,7 +58,10 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     else:
         objective = own_objective(params.objective, model, params)
     if compiled:
-        compile_parts(objective, sharded)
+        # Kinds of layers times sizes of batches, in training and validation: more than torch's 8, behind which it
+        # goes on without compiling.
+        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        compile_parts(model, objective, sharded)
     if sharded:
         shard(model, params.precision, ranks)
     if ranks.world == 1 or sharded:
@@ -97,6 +102,6 @@ def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
         return "what model.dropout drops is drawn anew in each step"
     if any(isinstance(module, Experts) for module in model.modules()):
         return "experts have not been tried in graphs"
-    if any("." in name for name in (model.config.norm, model.config.mlp, *model.config.kinds)):
+    if has_own_parts(model.config):
         return "parts of your own may wait for the device"
     return "" if wants_compile(execution, ranks) else "execution.compile is off"

@@ -95,6 +95,10 @@ class TrainingRun:
     def finished(self) -> bool:
         return self.state.step >= self.params.max_steps or self.stopped_early
 
+    def autocast(self) -> torch.autocast:
+        """The precision of the training, for every pass through the model: backends and 8-bit layers know no other."""
+        return autocast(self.ranks.device, self.params.precision)
+
     @property
     def keeps_gradients(self) -> bool:
         """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""

@@ -60,7 +60,7 @@ class Samples(Hook):
             [self.end_of_text, *self.tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in self.prompts
         ]
         run.model.eval()
-        with run.published_weights(), torch.compiler.set_stance("force_eager"):
+        with run.published_weights(), run.autocast(), torch.compiler.set_stance("force_eager"):
             drawn = generate(
                 run.model, encoded, run.execution.sample_tokens, run.train_rows.context_length, self.end_of_text,
                 SAMPLING, run.params.seed,

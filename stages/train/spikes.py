@@ -99,7 +99,8 @@ def hardest_first(run: TrainingRun, row_ids: Sequence[int]) -> list[dict[str, An
     for first in range(0, len(row_ids), ROWS_PER_FORWARD):
         some = np.array(row_ids[first : first + ROWS_PER_FORWARD])
         batch = run.train_rows.batch(some)
-        losses = token_losses(run.model, batch, run.ranks.device)
+        with run.autocast():
+            losses = token_losses(run.model, batch, run.ranks.device)
         for row, loss_T, segments_T in zip(some.tolist(), losses, batch.segments, strict=True):
             for segment, document in enumerate(run.train_rows.origins(row)[0]):
                 nats[document] += float(loss_T[segments_T == segment].sum(dtype=np.float64))

@@ -46,7 +46,7 @@ def test_a_packed_micro_batch_waits_for_nothing(tmp_path, backend, compiled):
     except ValueError as unfit:
         pytest.skip(str(unfit))
     if compiled:
-        compile_parts(objective)
+        compile_parts(model, objective)
 
     def learn(batch: MicroBatch) -> None:
         with autocast("cuda", "bf16"):

@@ -60,6 +60,45 @@ def test_what_is_computed_again_is_the_same(name, kind):
     assert all(torch.equal(one, other) for one, other in zip(counted, counts, strict=True))
 
 
+class DroppingMLP(nn.Module):
+    """A part of one's own that drops numbers of itself, though model.dropout is 0."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.inner(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_what_a_part_of_ones_own_drops_is_dropped_again(kind):
+    found = []
+    for checkpointing in ("none", kind):
+        model = Decoder(dataclasses.replace(MODEL, residual_init="normal"), 61, 16)
+        model.initialise(torch.Generator().manual_seed(0))
+        for block in model.blocks:
+            block.mlp = DroppingMLP(block.mlp)
+        checkpoint_activations(model.train(), checkpointing, compiled=False)
+        torch.manual_seed(5)
+        model(torch.arange(32).view(2, 16)).square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.allclose(found[1][name], gradient, atol=1e-5) for name, gradient in found[0].items())
+
+
+def test_tokens_that_16_does_not_divide_go_without_8_bits():
+    linear = nn.Linear(32, 32)
+    linear.__class__, linear.scaling = Float8Linear, "tensorwise"
+    assert (
+        linear(torch.zeros(5, 3, 32)).dtype == torch.float32 and linear(torch.zeros(4, 4, 32)).dtype == torch.bfloat16
+    )
+
+
+def test_no_more_rows_at_once_than_a_rank_has(packed):
+    rows = TokenRows(packed / "data/pack/train")
+    assert micro_batch_rows(nn.Identity(), None, TRAIN, Execution(micro_batch=64), ONE, rows) == 8
+
+
 def test_a_block_keeps_less():
     """Bytes that wait for the backward pass."""
 
@@ -142,7 +181,7 @@ def test_8_bits_are_refused_without_the_hardware():
 
 
 def test_the_residual_stream_is_of_the_precision_asked_for():
-    model = Decoder(MODEL, 61)
+    model = Decoder(dataclasses.replace(MODEL, positions="learned"), 61, 2)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         with autocast("cpu", precision):
             assert model.embed(torch.zeros(1, 2, dtype=torch.int64), torch.arange(2)[None]).dtype == dtype

@@ -108,8 +108,9 @@ def preference(case: Case) -> tuple[str, ...]:
 
 
 def _flash4_pays(case: Case) -> bool:
-    """Its kernels are the fastest everywhere, but starting them costs Python half a millisecond each, which the layers
-    of a narrow model are too short to hide: at 12 heads of 64 and rows of 2,048 training was a tenth slower."""
+    """Its kernels are the fastest everywhere, but training narrow models was a tenth slower with them. That was
+    measured while they broke compiled blocks in two (docs/LOG.md). Plain rows at 12 heads of 64 have since been faster
+    with them; packed rows have not been measured again."""
     short = bool(case.reach.window) and not case.reach.sinks
     return case.n_heads * case.key_width >= WIDE or (case.length >= LONG and not short)
 

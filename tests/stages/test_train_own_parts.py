@@ -1,6 +1,7 @@
 """Classes of one's own that do not work end in one line, with the param, the class and the place."""
 
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -44,7 +45,9 @@ def trained(packed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_that_works_trains(trained, kind):
-    trained(kind, PART.format(**KINDS[kind]))
+    out = trained(kind, PART.format(**KINDS[kind]))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["steps"] == 3 and metrics["validation_loss"] is not None
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,10 @@ from stages.train.micro_step import GraphedMicroStep
 from stages.train.objective import CausalObjective, autocast
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
-from stages.train.prepare import micro_step, prepare, wants_compile
+from stages.train.prepare import exchange, micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
 from stages.train.schedule import lr_multiplier
+from stages.train.sharding import is_sharded
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # inputs and labels [B, T] -> the sum of nats
 
@@ -82,13 +83,18 @@ class PlainRows(CausalObjective):
 class Ours:
     """`launch_step` of the training loop over a run that has what it reads."""
 
-    def __init__(self, setting: Setting):
+    def __init__(
+        self, setting: Setting, ranks: Ranks | None = None, sharding: str = "none", graphs: bool | str = "auto"
+    ):
         execution = Execution(
-            compile=setting.compiled, micro_batch=setting.rows, attention_backend=setting.backend,
-            activation_checkpointing=setting.activation_checkpointing,
+            compile=setting.compiled, micro_batch=setting.rows, attention_backend=setting.backend, sharding=sharding,
+            activation_checkpointing=setting.activation_checkpointing, cuda_graphs=graphs,
         )  # fmt: skip
-        ranks = Ranks(0, 1, setting.device)
-        model = first_weights(setting.config, setting).to(setting.device).train()
+        ranks = ranks or Ranks(0, 1, setting.device)
+        sharded = is_sharded(execution, ranks)
+        model = first_weights(setting.config, setting).train()
+        if not sharded:
+            model.to(ranks.device)
         model.attention_backend = setting.backend
         objective = prepare(model, setting.params, execution, ranks)
         if not setting.packed:
@@ -96,13 +102,14 @@ class Ours:
         step = micro_step(objective, model, setting.params, execution, ranks, setting.rows)
         self.run: Any = types.SimpleNamespace(
             model=model, objective=objective, micro_step=step, params=setting.params, ranks=ranks, scaler=None,
-            sharded=False, average=None, experts=[],
+            sharded=sharded, average=None, experts=[], exchange=exchange(model, step, execution, ranks),
             optimizers=Optimizers(model, setting.params, wants_compile(execution, ranks)),
-            keeps_gradients=isinstance(step, GraphedMicroStep),
         )  # fmt: skip
+        self.run.keeps_gradients = self.run.exchange.keeps or isinstance(step, GraphedMicroStep)
 
     def step(self, batches: Sequence[MicroBatch], number: int) -> Tensor:
-        of_step = StepBatches(list(batches), sum(batch.labels.numel() for batch in batches))
+        tokens = self.run.ranks.world * sum(batch.labels.numel() for batch in batches)
+        of_step = StepBatches(list(batches), tokens)
         ready: Any = types.SimpleNamespace(next=lambda: of_step)
         return launch_step(self.run, ready, number).figures[0]
 

@@ -12,7 +12,6 @@ import contextlib
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stages.errors import Failed
 from stages.execution import Execution
@@ -65,21 +64,19 @@ def fits(
     n_rows: int, objective: nn.Module, optimizers: Optimizers, params: TrainParams, ranks: Ranks, rows: TokenRows
 ) -> bool:
     """Whether a forward and backward pass of so many rows goes through. It leaves nothing behind."""
-    bare = objective.module if isinstance(objective, DistributedDataParallel) else objective
-    n_parameters = sum(parameter.numel() for parameter in bare.parameters())
+    n_parameters = sum(parameter.numel() for parameter in objective.parameters())
     later = STATE_BYTES[params.optimizer] * n_parameters - optimizers.state_bytes()
-    later += 4 * n_parameters if bare is not objective else 0  # where DDP gathers gradients
     spare = int(SPARE * torch.cuda.get_device_properties(ranks.device).total_memory)
-    buffers = [(buffer, buffer.clone()) for buffer in bare.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
     first = rows.batch(np.arange(n_rows) % rows.n_rows, np.int32)
     batch = micro_batch_of(tensors_of(first, pinned=True), slice(None))
     fitted = False
     with contextlib.suppress(torch.OutOfMemoryError):
         aside = torch.empty(max(0, later) + spare, dtype=torch.uint8, device=ranks.device)
-        EagerMicroStep(bare, ranks.device, params.precision)(batch, 0.0)
+        EagerMicroStep(objective, ranks.device, params.precision)(batch, 0.0)
         del aside
         fitted = True
-    for parameter in bare.parameters():
+    for parameter in objective.parameters():
         parameter.grad = None
     for buffer, value in buffers:
         buffer.copy_(value)

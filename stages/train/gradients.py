@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.train.batches import StepBatches
 from stages.train.own_parts import has_own_parts, without_gradient
 from stages.train.run import TrainingRun
-from stages.train.sharding import clip_grad_norm_, exchanging
+from stages.train.sharding import clip_grad_norm_
 
 
 def gradient_of_step(run: TrainingRun, batches: StepBatches, step: int) -> tuple[Tensor, Tensor]:
@@ -27,8 +27,8 @@ def gradient_of_step(run: TrainingRun, batches: StepBatches, step: int) -> tuple
     """
     nats = accumulate_gradients(run, batches, step)
     run.ranks.sum_(nats)
-    if any(parameter.grad is None for parameter in run.model.parameters()):
-        raise without_gradient(run.model)
+    if missing := run.exchange.without_gradient(run.model):
+        raise without_gradient(missing[0])
     parameters = run.optimizers.with_gradients()
     if run.scaler:
         run.scaler.unscale_([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -38,11 +38,10 @@ def gradient_of_step(run: TrainingRun, batches: StepBatches, step: int) -> tuple
 def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> Tensor:
     """Adds the gradient of the global mean loss; returns the nats of cross-entropy of this rank, float64 [].
 
-    DDP and FSDP2 average over ranks, so the local sum is scaled up by their number. Only the last micro-batch
-    sums gradients over them.
+    Behind the last micro-batch gradients are summed over all ranks (exchange.py).
     """
     nats = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
-    factor: float | Tensor = run.ranks.world / batches.n_labels
+    factor: float | Tensor = run.exchange.factor / batches.n_labels
     if run.scaler:
         factor = run.scaler.factor * factor
     if run.model.config.dropout or has_own_parts(
@@ -50,9 +49,9 @@ def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> T
     ):  # of the step, not of what was drawn before, so that a resumed run drops the same
         torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
-        last = i == len(batches.micro_batches) - 1
-        with exchanging(run.objective, run.model, last):
-            nats += run.micro_step(batch, factor)
+        run.exchange.begin(last=i == len(batches.micro_batches) - 1)
+        nats += run.micro_step(batch, factor)
+    run.exchange.end()
     return nats
 
 

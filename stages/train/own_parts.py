@@ -61,9 +61,8 @@ def has_own_parts(config: ModelConfig) -> bool:
     return any("." in name for name in (config.norm, config.mlp, *config.kinds))
 
 
-def without_gradient(model: Decoder) -> BadInput:
-    """What to say where a backward pass has left some parameter without a gradient."""
-    name = next(name for name, parameter in model.named_parameters() if parameter.grad is None)
+def without_gradient(name: str) -> BadInput:
+    """What to say where a backward pass has left a parameter without a gradient."""
     return BadInput(
         f"params.yaml: model: the loss does not depend on the parameter {name} of a part of yours; use it in forward, "
         "remove it, or make it a buffer (register_buffer) if it shall stay as it is"

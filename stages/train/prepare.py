@@ -5,15 +5,18 @@ but the 8-bit products, which are asked for by `train.precision`.
     2. activations   blocks keep less for their backward pass          activations.py
     3. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
     4. compile       each block, the last norm, the head               objective.py
-    5. ranks         DDP or FSDP2, where there are several             here, sharding.py
+    5. parts         FSDP2, where it is asked for                      sharding.py
     6. micro-step    forward and backward, kernel by kernel or as one CUDA graph    micro_step.py
+    7. exchange      gradients of several ranks become one             exchange.py
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 from model.decoder import Decoder
 from model.experts import Experts
@@ -21,6 +24,7 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
 from stages.train.activations import checkpoint_activations
+from stages.train.exchange import Exchange, InParts, Summed
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
@@ -64,10 +68,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         compile_parts(model, objective, sharded)
     if sharded:
         shard(model, params.precision, ranks)
-    if ranks.world == 1 or sharded:
-        return objective
-    on_gpu = ranks.device.startswith("cuda")
-    return DistributedDataParallel(objective, device_ids=[ranks.device] if on_gpu else None, broadcast_buffers=False)
+    return objective
 
 
 def wants_compile(execution: Execution, ranks: Ranks) -> bool:
@@ -92,12 +93,23 @@ def micro_step(
     return GraphedMicroStep(objective, ranks.device, params.precision, rows)
 
 
+def exchange(model: Decoder, step: MicroStep, execution: Execution, ranks: Ranks) -> Exchange:
+    """What makes one gradient of those of all ranks."""
+    if ranks.world == 1:
+        return Exchange()
+    if is_sharded(execution, ranks):
+        return InParts(cast(FSDPModule, model), ranks)
+    return Summed(model, overlaps=not isinstance(step, GraphedMicroStep))
+
+
 def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
     """Why a micro-batch cannot be one CUDA graph, or the empty text."""
     if not ranks.device.startswith("cuda"):
         return "graphs are for GPUs"
-    if ranks.world > 1:
-        return "several ranks exchange gradients within the backward pass"
+    if is_sharded(execution, ranks):
+        return "ranks gather parameters within each pass"
+    if not ranks.one_host:
+        return "gradients travel between hosts within the backward pass"
     if model.config.dropout:
         return "what model.dropout drops is drawn anew in each step"
     if any(isinstance(module, Experts) for module in model.modules()):

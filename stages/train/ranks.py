@@ -21,12 +21,14 @@ class Ranks:
 
     Attributes:
         processors: the same group by way of the processors; None where the group itself goes that way.
+        one_host: whether all of them are on this machine.
     """
 
     rank: int
     world: int
     device: str
     processors: distributed.ProcessGroup | None = None
+    one_host: bool = True
 
     @property
     def first(self) -> bool:
@@ -84,7 +86,8 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
     on_gpu = device.startswith("cuda")
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return Ranks(rank, world, device, processors=distributed.new_group(backend="gloo") if on_gpu else None)
+    processors = distributed.new_group(backend="gloo") if on_gpu else None
+    return Ranks(rank, world, device, processors, one_host=local_world == world)
 
 
 def leave_ranks() -> None:

@@ -21,6 +21,7 @@ from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
 from stages.train.average import WeightAverage
+from stages.train.exchange import Exchange
 from stages.train.fitting import micro_batch_rows
 from stages.train.initial import load_initial_weights
 from stages.train.micro_step import GraphedMicroStep, MicroStep
@@ -29,7 +30,7 @@ from stages.train.optimizers import Optimizers
 from stages.train.origin import origin_of, run_key
 from stages.train.own_parts import try_own_parts
 from stages.train.params import TrainParams
-from stages.train.prepare import micro_step, prepare, wants_compile
+from stages.train.prepare import exchange, micro_step, prepare, wants_compile
 from stages.train.ranks import Ranks
 from stages.train.scaler import LossScaler
 from stages.train.sharding import is_sharded, refuse
@@ -43,7 +44,7 @@ class TrainingRun:
     """What the loop and the hooks share.
 
     Attributes:
-        model: the bare decoder; `objective` wraps it for compile and for DDP.
+        model: the bare decoder, within `objective`.
         config: config.json of its checkpoints.
         micro_batch: rows per forward pass; `micro_step` is that pass and the backward one.
         components: what else has tensors that outlive a step, by the name of its file in checkpoints.
@@ -64,6 +65,7 @@ class TrainingRun:
     rows_per_step: int
     micro_batch: int
     micro_step: MicroStep
+    exchange: Exchange
     scaler: LossScaler | None
     components: dict[str, Component]
 
@@ -101,8 +103,8 @@ class TrainingRun:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether gradients stay where they are between steps, because a CUDA graph adds to them there."""
-        return isinstance(self.micro_step, GraphedMicroStep)
+        """Whether gradients stay where they are between steps: a CUDA graph adds to them there, or ranks share them."""
+        return self.exchange.keeps or isinstance(self.micro_step, GraphedMicroStep)
 
     @property
     def execution(self) -> Execution:
@@ -150,7 +152,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
-        state, rows_per_step, micro_batch, step, scaler, components,
+        state, rows_per_step, micro_batch, step, exchange(model, step, job.execution, ranks), scaler, components,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ each rank keeps its rows of the mean gradient. With AdamW in fp32 a parameter ta
 beside one or two whole blocks (ZeRO stage 3, Rajbhandari et al., 2020).
 
     held      weights, gradients and states fp32, in parts
-    gathered  blocks in bf16 under `train.precision: bf16`, else fp32; embedding, last norm and head always fp32,
+    gathered  blocks in bf16 under `train.precision: bf16` and `fp8`, else fp32; embedding, last norm and head always fp32,
               once a micro-batch
     reduced   gradients, in fp32, behind the last micro-batch of a step
 
@@ -16,7 +16,6 @@ Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +30,6 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, Shard
-from torch.nn.parallel import DistributedDataParallel
 
 from model.decoder import Decoder
 from stages.errors import BadInput
@@ -39,7 +37,10 @@ from stages.execution import Execution
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 
-GATHERED = {"bf16": torch.bfloat16}  # the dtype in which blocks are gathered, by train.precision; else fp32
+GATHERED = {
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}  # the dtype in which blocks are gathered, by train.precision; else fp32
 OPTIMIZERS = ("adamw", "lion", "muon")
 
 
@@ -54,8 +55,6 @@ def refuse(model: Decoder, params: TrainParams, execution: Execution, rows_per_s
     if rows_per_step % world:  # some rank would gather blocks once less than the others
         problem = f"train.batch_tokens gives {rows_per_step} rows a step, which {world} ranks cannot share evenly"
         problem += f"; set train.batch_tokens to a multiple of {world} rows"
-    elif params.precision == "fp8":
-        problem = "fp8 has not been tried with it; set train.precision to bf16"
     elif params.optimizer not in OPTIMIZERS:
         problem = f"{params.optimizer} scales blocks of 256 numbers, which parts would cut; " + (
             f"set train.optimizer to one of {', '.join(OPTIMIZERS)}"
@@ -152,15 +151,6 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             local(target).copy_(part(tensors[name], target))
-
-
-def exchanging(objective: nn.Module, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """The context of a micro-batch: gradients are summed over the ranks behind the last one alone."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-    elif isinstance(objective, DistributedDataParallel) and not last:
-        return objective.no_sync()
-    return contextlib.nullcontext()
 
 
 def clip_grad_norm_(parameters: Sequence[Tensor], largest: float, ranks: Ranks, sharded: bool) -> Tensor:

@@ -130,7 +130,6 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(trained: Path)
 
 @pytest.mark.parametrize(("model", "train", "world", "named"), [
     (MODEL, {"optimizer": "adamw_8bit"}, 2, "set train.optimizer to one of adamw, lion, muon"),
-    (MODEL, {"precision": "fp8"}, 2, "set train.precision to bf16"),
     (MODEL, {}, 3, "set train.batch_tokens to a multiple of 3 rows"),
     (ModelConfig(n_layers=1, hidden_size=32, n_heads=4, n_experts=4), {}, 2, "set model.n_experts to 0"),
 ])  # fmt: skip

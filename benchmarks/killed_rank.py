@@ -1,0 +1,114 @@
+"""A rank of several is killed with SIGKILL in mid-run, and the same command goes on: the losses must be those of a run
+that nobody touched. Used by `python -m benchmarks.scaling --kill`.
+
+On CPUs they are the same bits. On GPUs the sums of a step may be taken in another order from run to run (atomic
+additions in the gradient of an embedding), so the largest difference is printed, beside that of two runs that
+nobody touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from model.config import ModelConfig
+from stages.checkpoint import checkpoints_in
+from stages.entry import Job
+from stages.errors import Failed
+from stages.execution import Execution
+from stages.train import stage
+from stages.train.params import TrainParams
+from tests.stages.conftest import markov_documents, write_split
+
+STEPS, SAVED = 60, 20  # steps in all, and between checkpoints
+
+
+def job_in(root: Path, ranks: int, on_gpus: bool) -> Job:
+    execution = Execution(
+        tracking=False, device="cuda" if on_gpus else "cpu", threads=0 if on_gpus else 1, n_processes=ranks,
+        checkpoint_interval=SAVED, log_interval=1,
+    )  # fmt: skip
+    width = 768 if on_gpus else 64
+    model = ModelConfig(n_layers=4, hidden_size=width, n_heads=width // 16, head_dim=16 * (4 if on_gpus else 1))
+    train = TrainParams(
+        max_steps=STEPS, batch_tokens=4096 if on_gpus else 256, warmup_steps=2, eval_interval=30,
+        validation_tokens=256, precision="bf16" if on_gpus else "fp32",
+    )  # fmt: skip
+    return Job("train", root, execution, ("data/pack/train", "data/pack/validation"), {"model": model, "train": train})
+
+
+def run(root: Path, ranks: int, on_gpus: bool) -> None:
+    """The stage in this process, which starts its ranks."""
+    job = job_in(root, ranks, on_gpus)
+    job.prepare()
+    try:
+        stage.run(job, job.sections["model"], job.sections["train"])  # type: ignore[arg-type]
+    except Failed as error:
+        sys.exit(f"{error}")
+    job.publish()
+
+
+def losses(root: Path) -> dict[int, str]:
+    with (root / "data/train/loss.csv").open() as file:
+        return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row["loss"]}
+
+
+def start(root: Path, ranks: int, on_gpus: bool) -> subprocess.Popen:
+    words = [str(root), str(ranks), str(int(on_gpus))]
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.killed_rank", *words], stdout=subprocess.DEVNULL)
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that train, behind the stage and torchrun."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return sorted(
+        (child for child in found if "RANK" in child.environ()), key=lambda child: int(child.environ()["RANK"])
+    )
+
+
+def kill_a_rank(base: Path, ranks: int, on_gpus: bool) -> None:
+    write_split(base, "train", markov_documents(300, seed=0))
+    write_split(base, "validation", markov_documents(40, seed=1))
+    roots = []
+    for name in ("alone", "again", "killed"):
+        roots.append(base / name)
+        (roots[-1] / "data").mkdir(parents=True)
+        (roots[-1] / "data/pack").symlink_to(base / "data/pack")
+    for root in roots[:2]:
+        if start(root, ranks, on_gpus).wait():
+            raise SystemExit("benchmarks.scaling: an untouched run failed; the reason stands above")
+    process = start(roots[2], ranks, on_gpus)
+    scratch = roots[2] / ".dvc/tmp/millrace/train"
+    while not any(checkpoints_in(folder) for folder in scratch.glob("*") if folder.is_dir()):
+        if process.poll() is not None:
+            raise SystemExit(f"benchmarks.scaling: the run ended with {process.returncode} before a checkpoint")
+        time.sleep(0.01)
+    victim = ranks_of(process)[-1]
+    os.kill(victim.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    code = process.wait()
+    print(f"the last of {ranks} ranks killed; the stage ended {time.monotonic() - killed_at:.1f} s later with {code}")
+    if code == 0:
+        raise SystemExit("benchmarks.scaling: the kill came too late")
+    if start(roots[2], ranks, on_gpus).wait():
+        raise SystemExit("benchmarks.scaling: the same command did not go on; the reason stands above")
+    expected, twice, found = map(losses, roots)
+    print(f"{len(found)} losses; largest difference from the untouched run: {apart(expected, found)}; "
+          f"of two untouched runs: {apart(expected, twice)}")  # fmt: skip
+    if found.keys() != expected.keys():
+        raise SystemExit("benchmarks.scaling: steps are missing or twice")
+
+
+def apart(one: dict[int, str], other: dict[int, str]) -> float:
+    return max(abs(float(one[step]) - float(other[step])) for step in one.keys() & other.keys())
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3])))

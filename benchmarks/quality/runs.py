@@ -202,10 +202,10 @@ class Plan:
         self.say(f"{loss}  {point.name}  ({record['seconds']:.1f} s, {record['skipped']} steps skipped)")
 
     def seconds_of(self, budget: float) -> float:
-        """Of a run, by those of this file, the slow first of each process left out by the median."""
+        """Of a run, by the last ones: the first of each process compiles."""
         if not self.records:
             return budget * self.size.tokens / self.rate
-        return budget * statistics.median(record["seconds"] / record["budget"] for record in self.records)
+        return budget * statistics.median(record["seconds"] / record["budget"] for record in self.records[-16:])
 
     def expected(self, budgets: float) -> float:
         return self.seconds_of(1.0) * budgets / len(self.devices)

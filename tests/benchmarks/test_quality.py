@@ -1,9 +1,14 @@
 """quality: the plan tunes both sides alike, and the ratio is what its docstring says. `toy` runs all of it."""
 
+import dataclasses
+import time
+
 import pytest
 
-from benchmarks.quality.plan import BASELINE, CANDIDATES, FULL, candidate_of, finals, points_of
+from benchmarks.quality.plan import BASELINE, CANDIDATES, FULL, TOY, Point, candidate_of, finals, points_of
 from benchmarks.quality.report import crossing
+from benchmarks.quality.runs import Trainer
+from tests.stages.conftest import CONTEXT, markov_documents, write_split
 
 PHASES_OF_TUNING = ("grid", "vary", "combine")
 
@@ -71,3 +76,18 @@ def test_the_part_of_the_tokens_is_read_off_between_budgets():
     assert crossing({0.5: 3.2, 1.0: 3.0}, 3.1) == pytest.approx(0.5**0.5)
     assert crossing({0.5: 3.2, 0.75: 3.05, 1.0: 3.0}, 3.0) == pytest.approx(1)
     assert crossing({0.5: 3.2, 1.0: 3.0}, 3.3) is None
+
+
+def test_a_run_leaves_nothing_behind_for_the_next_one_of_its_process(tmp_path):
+    for seed, split in enumerate(("train", "validation", "test")):
+        write_split(tmp_path, split, markov_documents(300, seed))
+    size = dataclasses.replace(
+        TOY, context_length=CONTEXT, batch_tokens=8 * CONTEXT, tokens=160 * CONTEXT, measured=512
+    )
+    trainer = Trainer(tmp_path / "data/pack", size, "cpu")
+    muon = Point("muon", {"warmup": 0.1, "muon_lr": 0.02, "lr": 0.01})
+    keys = ("steps", "first_loss", "train_loss", "validation_loss", "test_loss")
+    first, _, again = (trainer.train(point, time.time() + 60) for point in (muon, Point("adamw", {"warmup": 0}), muon))
+    assert {key: first[key] for key in keys} == {key: again[key] for key in keys}
+    assert first["validation_loss"] < first["first_loss"] - 0.2, "it learns"
+    assert trainer.train(muon, time.time()) is None, "the deadline has come"

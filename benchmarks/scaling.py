@@ -45,8 +45,8 @@ WAYS = {"one": ("none", "auto"), "graphs": ("none", "auto"), "overlap": ("none",
 Interval = tuple[float, float]
 
 
-def shape_of(name: str, tokens: int) -> Shape:
-    return dataclasses.replace(SHAPES[name], tokens=tokens)
+def shape_of(name: str, tokens: int, rows: int) -> Shape:
+    return dataclasses.replace(SHAPES[name], tokens=tokens, rows=rows or SHAPES[name].rows)
 
 
 def batches_of(shape: Shape, ranks: Ranks, number: int) -> list[MicroBatch]:
@@ -71,7 +71,7 @@ class Row:
 
     def __init__(self, name: str, precision: str, way: str, options: argparse.Namespace, ranks: Ranks):
         self.name, self.precision, self.way, self.ranks = name, precision, way, ranks
-        self.shape = shape_of(name, options.tokens)
+        self.shape = shape_of(name, options.tokens, options.rows)
         self.config = ModelConfig(preset=self.shape.preset, residual_init="scaled")
         params = TrainParams(
             optimizer="adamw", lr=1e-3, schedule="constant", warmup_steps=5, max_steps=10**6,
@@ -108,8 +108,9 @@ class Row:
         flops = flops_per_token(self.config, self.shape.vocab_size, self.shape.length)
         return {
             "shape": self.name, "precision": self.precision, "way": self.way, "gpus": self.ranks.world,
-            "tokens": self.shape.tokens, "tokens_per_s": rate, "slowest": self.shape.tokens / max(seconds),
-            "fastest": self.shape.tokens / min(seconds), "mfu_of_989": rate * flops / NOMINAL / self.ranks.world,
+            "tokens": self.shape.tokens, "rows": self.shape.rows, "tokens_per_s": rate,
+            "slowest": self.shape.tokens / max(seconds), "fastest": self.shape.tokens / min(seconds),
+            "mfu_of_989": rate * flops / NOMINAL / self.ranks.world,
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0,
             "losses": self.losses, "first_step_s": first, **(self.communication() if on_gpu else {}),
         }  # fmt: skip
@@ -162,7 +163,8 @@ def line_of(result: dict, out: Path) -> str:
     losses = result["losses"]
     text = (
         f"{result['shape']:7} {result['precision']:5} {result['gpus']} x {result['way']:8} "
-        f"{result['tokens_per_s'] / 1e3:8.1f}K tokens/s ({result['slowest'] / 1e3:.1f} to {result['fastest'] / 1e3:.1f}) "
+        f"rows {result['rows']:2} {result['tokens_per_s'] / 1e3:8.1f}K tokens/s "
+        f"({result['slowest'] / 1e3:.1f} to {result['fastest'] / 1e3:.1f}) "
         f"MFU {result['mfu_of_989']:.3f}  GiB reserved {result['reserved_gib']:5.1f}  "
         f"loss {losses[0]:.4f} to {losses[-1]:.4f}"
     )
@@ -182,6 +184,7 @@ def line_of(result: dict, out: Path) -> str:
 def arguments_of(options: argparse.Namespace, shapes: list[str], precisions: list[str], ways: list[str]) -> list[str]:
     words = ["--worker", "--shapes", *shapes, "--precisions", *precisions, "--ways", *ways, "--out", str(options.out)]
     words += ["--tokens", str(options.tokens), "--groups", str(options.groups), "--backend", options.backend]
+    words += ["--rows", str(options.rows)]
     return [*words, *(["--toy"] if options.toy else [])]
 
 
@@ -204,7 +207,8 @@ def together(options: argparse.Namespace) -> None:
 
 
 def finish(waiting: list[subprocess.Popen]) -> None:
-    if any([process.wait() for process in waiting]):
+    codes = [process.wait() for process in waiting]
+    if any(codes):
         raise SystemExit("benchmarks.scaling: a row of one GPU failed; the reason stands above")
     waiting.clear()
 
@@ -217,6 +221,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--tokens", type=int, default=262144, help="of a step, whatever the number of GPUs")
     parser.add_argument("--groups", type=int, default=3, help=f"timed groups of {GROUP} steps")
+    parser.add_argument("--rows", type=int, default=0, help="of a micro-batch; default: of the shape")
     parser.add_argument("--backend", default="auto", help="of attention")
     parser.add_argument("--kill", action="store_true", help="kill a rank in mid-run instead")
     parser.add_argument("--toy", action="store_true")

@@ -27,8 +27,6 @@ from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_i
 from model.flex import attend_flex, block_mask
 
 NAMES = ("sdpa", "flex", "varlen", "fa4")
-WIDE = 1024
-LONG = 32768
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -61,7 +59,10 @@ def unfit(name: str, case: Case) -> str:
     if case.device != "cuda":
         return f"{name} runs on GPUs only"
     if name == "flex":
-        return "" if case.length >= 16 else "flex needs rows of at least 16 tokens"
+        if case.length < 16:
+            return "flex needs rows of at least 16 tokens"
+        narrow = min(case.key_width, case.value_width)
+        return "" if narrow >= 16 else f"flex needs heads of at least 16, not {narrow}; set model.head_dim"
     if case.dtype not in HALF:
         return f"{name} computes in bf16 or fp16, not in {str(case.dtype).removeprefix('torch.')}; set train.precision"
     if not case.causal and case.reach.window:
@@ -99,20 +100,11 @@ def preference(case: Case) -> tuple[str, ...]:
         return ("sdpa",)
     if case.dtype not in HALF:
         return ("sdpa", "flex") if case.length <= 1024 or not (case.packed or case.reach.window) else ("flex", "sdpa")
-    first = ("fa4",) if _flash4_pays(case) else ()
     if not case.packed and not case.reach.window:
-        return (*first, "sdpa")
+        return ("fa4", "sdpa")
     if case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096:
-        return (*first, "varlen", "flex", "sdpa")
-    return (*first, "flex", "sdpa")
-
-
-def _flash4_pays(case: Case) -> bool:
-    """Its kernels are the fastest everywhere, but training narrow models was a tenth slower with them. That was
-    measured while they broke compiled blocks in two (docs/LOG.md). Plain rows at 12 heads of 64 have since been faster
-    with them; packed rows have not been measured again."""
-    short = bool(case.reach.window) and not case.reach.sinks
-    return case.n_heads * case.key_width >= WIDE or (case.length >= LONG and not short)
+        return ("fa4", "varlen", "flex", "sdpa")
+    return ("fa4", "flex", "sdpa")
 
 
 def choose(case: Case, wanted: str = "auto") -> str:

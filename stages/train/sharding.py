@@ -6,8 +6,8 @@ each rank keeps its rows of the mean gradient. With AdamW in fp32 a parameter ta
 beside one or two whole blocks (ZeRO stage 3, Rajbhandari et al., 2020).
 
     held      weights, gradients and states fp32, in parts
-    gathered  blocks in bf16 under `train.precision: bf16` and `fp8`, else fp32; embedding, last norm and head always fp32,
-              once a micro-batch
+    gathered  blocks in bf16 under `train.precision: bf16` and `fp8`, else fp32; embedding, last norm and head always
+              fp32, once a micro-batch
     reduced   gradients, in fp32, behind the last micro-batch of a step
 
 Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank (`local`), and checkpoints see wholes

@@ -270,10 +270,13 @@ def test_heads_of_a_window_go_backward_in_groups(heads, keys, tokens, window, gr
     assert len(flash4.head_groups(q, k, 0)) == 1
 
 
-def test_what_costs_launches_is_chosen_where_the_work_is_long(monkeypatch):
-    monkeypatch.setattr("model.backends._fa4_unfit", lambda case: "")
-    assert choose(case()) == "varlen"
-    assert choose(case(n_heads=16, n_kv_heads=16)) == "fa4"
-    assert choose(case(length=32768)) == "fa4"
-    assert choose(case(length=32768, reach=Reach(256, 4))) == "fa4"
-    assert choose(case(length=32768, reach=Reach(256, 0))) == "flex"
+def test_fa4_is_first_where_it_is_installed_and_can(monkeypatch):
+    monkeypatch.setattr("model.backends._fa4_unfit", lambda case: "" if case.key_width % 8 == 0 else "too odd")
+    for reach in (Reach(0, 0), Reach(256, 4), Reach(256, 0)):
+        assert choose(case(reach=reach)) == "fa4"
+    assert choose(case(key_width=20, value_width=20)) == "varlen"
+
+
+def test_flex_takes_no_narrow_heads():
+    assert "heads of at least 16" in unfit("flex", case(key_width=8, value_width=8))
+    assert choose(case(key_width=8, value_width=8, reach=Reach(256, 4))) == "sdpa"

@@ -17,6 +17,7 @@ from stages.checkpoint import named, wrong_sha256
 from stages.errors import BadInput
 from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
+from stages.train.feasible import infeasible
 from stages.train.params import NOT_THERE, run_and_step
 
 
@@ -97,4 +98,16 @@ def resumed_checkpoint(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield ["train", "resume_sha256"], problem
 
 
-CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (whole_rows, built_in_parts, resumed_checkpoint)
+def feasible_training(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Precision, graphs, backends and parts that no machine could give, or not the one that is named."""
+    train, rows = sections["train"], sections["train"].batch_tokens // sections["pack"].context_length
+    for found in infeasible(sections["model"], train, sections["execution"], rows):
+        yield found.keys, found.problem
+
+
+CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
+    whole_rows,
+    built_in_parts,
+    resumed_checkpoint,
+    feasible_training,
+)

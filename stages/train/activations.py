@@ -22,7 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from model.decoder import Block, Decoder
 from model.experts import Experts
-from stages.train.own_parts import has_own_parts
+from stages.train.feasible import has_own_parts
 
 ATEN = torch.ops.aten
 PRODUCTS = (

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from stages.train.batches import StepBatches
-from stages.train.own_parts import has_own_parts, without_gradient
+from stages.train.feasible import has_own_parts
+from stages.train.own_parts import without_gradient
 from stages.train.run import TrainingRun
 from stages.train.sharding import clip_grad_norm_
 

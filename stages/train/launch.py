@@ -15,6 +15,7 @@ from pathlib import Path
 
 from stages.entry import Job, die_with_parent, signals
 from stages.errors import BadInput, Failed, Stopped
+from stages.execution import n_cores
 from stages.train.worker import OUTCOME, describe
 
 # that torchrun gives its ranks after a signal before it kills them; by itself it waits for 30
@@ -40,6 +41,9 @@ def launch(job: Job, folder: Path) -> None:
     code_root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code_root), os.environ.get("PYTHONPATH", "")])}
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
+    environment.setdefault(
+        "OMP_NUM_THREADS", str(job.execution.threads or max(1, n_cores() // job.execution.n_processes))
+    )
     with signals.wait():
         process = subprocess.Popen(command, cwd=job.root, env=environment, preexec_fn=die_with_parent)
         passed_on = False
@@ -57,7 +61,10 @@ def launch(job: Job, folder: Path) -> None:
         reason = json.loads(outcome.read_text(encoding="utf-8"))
         raise (BadInput if reason["bad_input"] else Failed)(reason["message"])
     if code:
-        raise Failed(f"training ended with exit code {code}; the reason stands above")
+        raise Failed(
+            f"training ended with exit code {code}; the reason stands above, or a process was killed from outside; the "
+            "same command goes on from the newest checkpoint"
+        )
 
 
 def signals_of_torchrun() -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
 from model.context import Context
 from model.decoder import Decoder
 from model.parts import told
@@ -54,11 +53,6 @@ def own_parts(model: Decoder) -> Iterator[tuple[str, str, nn.Module]]:
         yield "mlp", config.mlp, model.blocks[0].mlp  # type: ignore[misc]
     for kind in dict.fromkeys(kind for kind in config.kinds if "." in kind):
         yield "layer_pattern", kind, model.blocks[config.kinds.index(kind)].attention  # type: ignore[misc]
-
-
-def has_own_parts(config: ModelConfig) -> bool:
-    """Whether some part of the model is a class of one's own, which may drop numbers or wait for the device."""
-    return any("." in name for name in (config.norm, config.mlp, *config.kinds))
 
 
 def without_gradient(name: str) -> BadInput:

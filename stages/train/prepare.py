@@ -19,17 +19,16 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from model.decoder import Decoder
-from model.experts import Experts
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
+from stages.train import feasible
 from stages.train.activations import checkpoint_activations
 from stages.train.exchange import Exchange, InParts, Summed
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
 from stages.train.own import own_objective
-from stages.train.own_parts import has_own_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.sharding import is_sharded, shard
@@ -84,8 +83,7 @@ def micro_step(
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
     """
-    own = "." in params.objective
-    reason = "an objective of your own may wait for the device" if own else no_graph(model, execution, ranks)
+    reason = feasible.no_graph(model.config, params) or no_graph(execution, ranks)
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:
@@ -102,18 +100,12 @@ def exchange(model: Decoder, step: MicroStep, execution: Execution, ranks: Ranks
     return Summed(model, overlaps=not isinstance(step, GraphedMicroStep))
 
 
-def no_graph(model: Decoder, execution: Execution, ranks: Ranks) -> str:
-    """Why a micro-batch cannot be one CUDA graph, or the empty text."""
+def no_graph(execution: Execution, ranks: Ranks) -> str:
+    """Why a micro-batch cannot be one CUDA graph on these ranks, or the empty text."""
     if not ranks.device.startswith("cuda"):
         return "graphs are for GPUs"
     if is_sharded(execution, ranks):
         return "ranks gather parameters within each pass"
     if not ranks.one_host:
         return "gradients travel between hosts within the backward pass"
-    if model.config.dropout:
-        return "what model.dropout drops is drawn anew in each step"
-    if any(isinstance(module, Experts) for module in model.modules()):
-        return "experts have not been tried in graphs"
-    if has_own_parts(model.config):
-        return "parts of your own may wait for the device"
     return "" if wants_compile(execution, ranks) else "execution.compile is off"

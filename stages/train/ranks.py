@@ -57,7 +57,7 @@ class Ranks:
 
     def barrier(self) -> None:
         if self.world > 1:
-            distributed.barrier()
+            distributed.barrier(device_ids=None if self.device == "cpu" else [torch.device(self.device).index])
 
 
 def join_ranks(execution: Execution, launched: bool) -> Ranks:

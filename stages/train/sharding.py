@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor, Shard
 from model.decoder import Decoder
 from stages.errors import BadInput
 from stages.execution import Execution
+from stages.train.feasible import not_in_parts
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 
@@ -41,7 +42,6 @@ GATHERED = {
     "bf16": torch.bfloat16,
     "fp8": torch.bfloat16,
 }  # the dtype in which blocks are gathered, by train.precision; else fp32
-OPTIMIZERS = ("adamw", "lion", "muon")
 
 
 def is_sharded(execution: Execution, ranks: Ranks) -> bool:
@@ -51,21 +51,7 @@ def is_sharded(execution: Execution, ranks: Ranks) -> bool:
 
 def refuse(model: Decoder, params: TrainParams, execution: Execution, rows_per_step: int, world: int) -> None:
     """Raises BadInput with the first thing that does not go together with parts."""
-    config, problem = model.config, ""
-    if rows_per_step % world:  # some rank would gather blocks once less than the others
-        problem = f"train.batch_tokens gives {rows_per_step} rows a step, which {world} ranks cannot share evenly"
-        problem += f"; set train.batch_tokens to a multiple of {world} rows"
-    elif params.optimizer not in OPTIMIZERS:
-        problem = f"{params.optimizer} scales blocks of 256 numbers, which parts would cut; " + (
-            f"set train.optimizer to one of {', '.join(OPTIMIZERS)}"
-        )
-    elif execution.sample_prompts:
-        problem = "caches of a model in parts cannot be made; set execution.sample_prompts to []"
-    elif config.n_experts:
-        problem = "experts have not been tried with it; set model.n_experts to 0"
-    elif own := [name for name in (config.norm, config.mlp, *config.kinds) if "." in name]:
-        problem = f"{own[0]} is a part of your own, of which nobody knows where it reads its parameters"
-    if problem:
+    if problem := not_in_parts(model.config, params, execution, rows_per_step, world):
         raise BadInput(f"params.yaml: execution.sharding is full, but {problem}, or execution.sharding to none")
 
 

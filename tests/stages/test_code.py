@@ -140,6 +140,32 @@ def test_bad_params_of_any_section_stop_before_any_work(copy: Path, section: str
         run(Job("code", copy))
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"train": {"precision": "fp8"}}, "train.precision: fp8, but no linear layer is at least .* set it to bf16"),
+        (
+            {"train": {"precision": "fp8", "fp8_min_width": 64}, "execution": {"device": "cpu"}},
+            "train.precision: fp8 needs a GPU, but execution.device is cpu",
+        ),
+        ({"execution": {"device": "cpu", "attention_backend": "fa4"}}, "attention_backend: fa4 runs on GPUs only"),
+        ({"execution": {"device": "cpu", "cuda_graphs": True}}, "execution.cuda_graphs: true, but execution.device is"),
+        ({"model": {"dropout": 0.1}, "execution": {"cuda_graphs": True}}, "cuda_graphs: true, but what model.dropout"),
+        (
+            {"train": {"optimizer": "adamw_8bit"}, "execution": {"sharding": "full", "n_processes": 2}},
+            "execution.sharding: full, but adamw_8bit scales blocks .* set train.optimizer to one of adamw, lion, muon",
+        ),
+    ],
+)
+def test_a_training_that_no_machine_could_do_is_refused_before_any_work(
+    copy: Path, changes: dict, problem: str
+) -> None:
+    for section, values in changes.items():
+        edit_params(copy, section, **values)
+    with pytest.raises(BadInput, match=problem):
+        run(Job("code", copy))
+
+
 def test_unknown_and_missing_sections_are_refused(copy: Path) -> None:
     text = (copy / "params.yaml").read_text()
     (copy / "params.yaml").write_text(text + "\ntrian:\n  lr: 1\n")

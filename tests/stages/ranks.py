@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -27,6 +28,7 @@ from stages.train import hooks, loop
 from stages.train.params import TrainParams
 from stages.train.sharding import local
 from stages.train.worker import work
+from tests.stages.conftest import markov_documents, write_split
 
 MODEL = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
 
@@ -101,6 +103,17 @@ def train(scenario: dict, root: Path, rank: int, port: int) -> None:
         work(job, model, params, folder, launched=True)
     except Stopped:
         return
+
+
+def train_all(root: Path, scenarios: list[dict], validation_documents: int) -> Path:
+    """Trains every scenario below `root`, which gets rows of synthetic text, in a process of its own."""
+    write_split(root, "train", markov_documents(300, seed=0))
+    write_split(root, "validation", markov_documents(validation_documents, seed=1))
+    (root / "scenarios.json").write_text(json.dumps(scenarios))
+    command = [sys.executable, "-m", "tests.stages.ranks", str(root / "scenarios.json")]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return root
 
 
 def free_port() -> int:

@@ -10,9 +10,8 @@ from model.decoder import Decoder
 from stages.checkpoint import load_model
 from stages.perplexity import document_losses
 from stages.tokens import TokenRows
-from stages.train import stage
 from stages.train.average import WeightAverage, decay_at
-from stages.train.hooks import Checkpoint
+from tests.stages.interruptions import interrupt_behind
 from tests.stages.test_train import EXECUTION, MODEL, TRAIN, job_in, losses, run_in, weights
 from tests.stages.test_train_resume import KEEPING, begun_with, checkpoint
 from tests.stages.test_train_samples import write_tokenizer
@@ -78,17 +77,7 @@ def test_interrupted_it_ends_with_the_same_bytes(packed, tmp_path_factory, monke
     names = ("last/manifest.json", "best/manifest.json", "loss.csv", "metrics.json")
     expected = {name: (run_in(packed, AVERAGED) / name).read_bytes() for name in names}
     job = job_in(packed, AVERAGED, EXECUTION.model_copy(update={"scratch": str(tmp_path_factory.mktemp("scratch"))}))
-    saved = Checkpoint.save
-
-    def save_and_fail(hook, run):
-        saved(hook, run)
-        if run.state.step == stop:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoint, "save", save_and_fail)
-    with job.scratch() as folder, pytest.raises(KeyboardInterrupt):
-        stage.train_in(job, MODEL, AVERAGED, folder)
-    monkeypatch.setattr(Checkpoint, "save", saved)
+    interrupt_behind(monkeypatch, job, AVERAGED, stop)
     resumed = run_in(packed, AVERAGED, job.execution)
     assert {name: (resumed / name).read_bytes() for name in names} == expected
 

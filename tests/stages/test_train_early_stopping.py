@@ -4,11 +4,9 @@ import json
 import math
 import re
 
-import pytest
-
-from stages.train import stage
 from stages.train.state import TrainState
-from tests.stages.test_train import EXECUTION, MODEL, TRAIN, job_in, run_in
+from tests.stages.interruptions import interrupt_behind
+from tests.stages.test_train import EXECUTION, TRAIN, job_in, run_in
 
 # A rate of almost nothing: no validation improves by 0.5 nats.
 STUCK = TRAIN.model_copy(update={"lr": 1e-9, "muon_lr": 1e-9, "patience": 2, "min_delta": 0.5, "max_steps": 40})
@@ -33,20 +31,7 @@ def test_interrupted_anywhere_it_ends_at_the_same_step_with_the_same_bytes(packe
     names = ("last/manifest.json", "best/manifest.json", "loss.csv", "metrics.json")
     expected = {name: (run_in(packed, STUCK) / name).read_bytes() for name in names}
     job = job_in(packed, STUCK, EXECUTION.model_copy(update={"scratch": str(tmp_path_factory.mktemp("scratch"))}))
-    from stages.train.hooks import Checkpoint
-
-    saved = Checkpoint.save
-    for stop in (0, 5, 8):  # after these steps' checkpoints, the last of them the end
-
-        def save_and_fail(hook, run, stop=stop):
-            saved(hook, run)
-            if run.state.step == stop:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Checkpoint, "save", save_and_fail)
-        with job.scratch() as folder, pytest.raises(KeyboardInterrupt):
-            stage.train_in(job, MODEL, STUCK, folder)
-    monkeypatch.setattr(Checkpoint, "save", saved)
+    interrupt_behind(monkeypatch, job, STUCK, 0, 5, 8)  # the last of them is the end
     resumed = run_in(packed, STUCK, job.execution)
     assert {name: (resumed / name).read_bytes() for name in names} == expected
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ from safetensors.torch import load_file
 from stages.checkpoint import checkpoints_in
 from stages.tokens import Batch, TokenRows
 from stages.train.batches import Batches
-from tests.stages.conftest import markov_documents, write_split
-from tests.stages.test_train import REPOSITORY, TRAIN
+from tests.stages.ranks import train_all
+from tests.stages.test_train import TRAIN
 
 pytestmark = pytest.mark.slow
 
@@ -41,14 +39,7 @@ def scenarios() -> list[dict]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one scratch folder for every scenario."""
-    root = tmp_path_factory.mktemp("ranks")
-    write_split(root, "train", markov_documents(300, seed=0))
-    write_split(root, "validation", markov_documents(40, seed=1))
-    (root / "scenarios.json").write_text(json.dumps(scenarios()))
-    command = [sys.executable, "-m", "tests.stages.ranks", str(root / "scenarios.json")]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return root
+    return train_all(tmp_path_factory.mktemp("ranks"), scenarios(), validation_documents=40)
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -1,8 +1,6 @@
 """FSDP2 (`execution.sharding: full`) trains as one rank does, in less memory, and checkpoints do not show it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ from stages.checkpoint import checkpoints_in
 from stages.errors import BadInput
 from stages.train.params import TrainParams
 from stages.train.sharding import refuse
-from tests.stages.conftest import markov_documents, write_split
-from tests.stages.test_train import EXECUTION, MODEL, REPOSITORY, TRAIN
+from tests.stages.ranks import train_all
+from tests.stages.test_train import EXECUTION, MODEL, TRAIN
 from tests.stages.test_train_ranks import losses, tensors
 
 STEPS = 10
@@ -54,14 +52,7 @@ def scenarios() -> list[dict]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one scratch folder for every scenario."""
-    root = tmp_path_factory.mktemp("sharding")
-    write_split(root, "train", markov_documents(300, seed=0))
-    write_split(root, "validation", markov_documents(60, seed=1))
-    (root / "scenarios.json").write_text(json.dumps(scenarios()))
-    command = [sys.executable, "-m", "tests.stages.ranks", str(root / "scenarios.json")]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return root
+    return train_all(tmp_path_factory.mktemp("sharding"), scenarios(), validation_documents=60)
 
 
 def state(folder: Path) -> dict:

@@ -55,7 +55,7 @@ def complete_lock(job: Job, outputs: Path) -> str | None:
     params = {section: values[section] for section in stage.get("params", [])}
     lock["stages"][job.stage] = {
         "cmd": stage["cmd"],
-        "deps": [known[path] for path in sorted(stage.get("deps", ())) if path in known],
+        "deps": [dict(known[path]) for path in sorted(stage.get("deps", ())) if path in known],
         **({"params": {"params.yaml": params}} if params else {}),
         "outs": [entry_of(path, outputs / Path(path).name) for path in sorted(paths)],
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 SECONDS = 3600.0  # somebody asked for it and waits; a large model takes its time to upload
+TIMEOUT, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 600  # of one file
 
 
 @click.command()
@@ -56,10 +59,12 @@ def promote(version: int | None, latest: bool, force_reason: str, as_json: bool)
     job = job_of(root, params.section("execution", Execution))
     name = params.section("export", ExportParams).registered_model
     try:
-        if version is None and not latest:
-            outcome = promote_export(job, name, force_reason)
-        else:
-            outcome = promote_version(job, name, version, force_reason)
+        with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+            connect(job)
+            if version is None and not latest:
+                outcome = promote_export(job, name, force_reason)
+            else:
+                outcome = promote_version(job, name, version, force_reason)
     except Unavailable as reason:
         click.echo(f"millrace: MLflow: {reason}", err=True)
         sys.exit(FAILED)
@@ -72,6 +77,30 @@ def job_of(root: Path, execution: Any) -> Job:
     if not execution.tracking:
         raise BadInput("execution.tracking is false; MILLRACE_EXECUTION__TRACKING=true switches it on for this command")
     return Job("export", root, execution)
+
+
+def connect(job: Job) -> None:
+    """Finds a server that is down before anything is done, and then gives it time for large files.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from stages.mlflow_store import EXPERIMENT
+    from stages.tracking import Unavailable, address_of, hush
+
+    chosen = TIMEOUT in os.environ
+    hush()
+    address = address_of(job)
+    if address.artifacts is None:
+        try:
+            MlflowClient(address.uri).get_experiment_by_name(EXPERIMENT)
+        except MlflowException as error:
+            raise Unavailable(f"{address.uri} cannot be used: {str(error).splitlines()[0][:200]}") from None
+    if not chosen:
+        os.environ[TIMEOUT] = str(UPLOAD_SECONDS)
 
 
 def promote_export(job: Job, name: str, force_reason: str) -> Outcome:
@@ -157,10 +186,9 @@ def promote_version(job: Job, name: str, version: int | None, force_reason: str)
 
     from stages.entry import scratch_root
     from stages.export.registry import apply_rule, locked
-    from stages.tracking import Unavailable, address_of, hush, unsent_folder
+    from stages.tracking import Unavailable, address_of, unsent_folder
     from stages.unsent import send_all
 
-    hush()
     address = address_of(job)
     client = MlflowClient(address.uri)
     try:

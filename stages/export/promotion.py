@@ -63,7 +63,7 @@ def verdict(ours: Measured, champion: Measured | None) -> tuple[bool, str]:
         )
     bound, named = champion.low, f"its {champion.low:.4f} to {champion.high:.4f}"
     if math.isnan(bound):
-        bound, named = champion.bits_per_byte, "its figure, which has none"
+        bound, named = champion.bits_per_byte, "its figure, which has no interval"
     better = ours.high < bound
     return better, (
         f"{figures}; without the losses of both by document: the 95% interval {ours.low:.4f} to {ours.high:.4f} "

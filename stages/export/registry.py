@@ -18,6 +18,7 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import tempfile
@@ -189,7 +190,7 @@ def apply_rule(client: MlflowClient, version: ModelVersion, force_reason: str = 
         client.set_registered_model_alias(name, CHAMPION, number)
         if aliases.get(CHALLENGER) == number:
             client.delete_registered_model_alias(name, CHALLENGER)
-    elif theirs is None or ours.eval_sha256 == theirs.eval_sha256:
+    elif theirs is not None and ours.eval_sha256 == theirs.eval_sha256 and not math.isnan(ours.bits_per_byte):
         client.set_registered_model_alias(name, CHALLENGER, number)
     role = CHAMPION if moves else f"not {CHAMPION}"
     client.set_model_version_tag(name, number, "promotion", f"{role}: {reason}")

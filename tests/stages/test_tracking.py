@@ -116,8 +116,7 @@ def test_a_dead_server_costs_one_line_and_the_caller_is_told_what_was_not_sent(
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert said[0].startswith(f"MLflow at {DEAD_SERVER} cannot be used (")
-    n_own = sum(point.key == "loss" for point in waiting_points(job))
-    assert n_own == 5 and "other writes did not reach" in said[1] and "millrace promote" in said[1]
+    assert "metrics and 2 other writes did not reach" in said[1] and "`millrace promote`" in said[1]
 
 
 def test_tracking_can_be_off(tmp_path: Path) -> None:

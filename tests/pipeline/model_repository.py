@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from pipeline import environment
-from tests.pipeline.tiny_repository import command, dvc
+from tests.pipeline.tiny_repository import command
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,12 +105,12 @@ def set_lr(root: Path, lr: int) -> None:
     (root / "params.yaml").write_text(PARAMS.replace("lr: 3", f"lr: {lr}"))
 
 
+def dvc(root: Path, *arguments: str, **variables: str) -> str:
+    return command(root, sys.executable, "-m", "dvc", *arguments, **variables)
+
+
 def millrace(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command `millrace`, as a user would start it."""
     env = environment.for_programs({"PYTHONPATH": str(ROOT), **variables})
-    env.pop("MLFLOW_TRACKING_URI", None) if "MLFLOW_TRACKING_URI" not in variables else None
     program = [sys.executable, "-m", "pipeline.cli", *arguments]
     return subprocess.run(program, cwd=root, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
-__all__ = ["command", "dvc", "millrace", "os", "set_lr", "write_model_repository"]

@@ -6,11 +6,14 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli import cli
+from stages.errors import BadInput
 from tests.pipeline.model_repository import command, dvc, millrace, set_lr, write_model_repository
 
 
@@ -20,7 +23,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_model_repository(tmp_path_factory.mktemp("models") / "repository")
     set_lr(root, 2)
     (root / "stages" / "mine.py").write_text("NEW = 'known to no commit'\n")
-    dvc(root, "repro")
+    dvc(root, "repro", MLFLOW_TRACKING_URI="")
     return root
 
 
@@ -59,63 +62,67 @@ def test_a_registered_model_leads_back_to_the_workspace_that_made_it(repository:
     assert json.loads(dvc(back, "status", "--json")) == {}  # DVC finds the lock as it would have written it
 
 
-def test_what_was_not_registered_is_registered_later_from_data_alone_and_once(repository: Path, client) -> None:
+@pytest.fixture
+def promote(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., dict]:
+    """The command in this process, which has loaded MLflow; its answer, read from JSON."""
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(*arguments: str) -> dict:
+        capsys.readouterr()
+        cli.main(["promote", "--json", *arguments], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_what_was_not_registered_is_registered_later_from_data_and_once_and_then_competes(
+    repository: Path, client, promote: Callable[..., dict]
+) -> None:
     set_lr(repository, 1)
-    (repository / "params.yaml").write_text((repository / "params.yaml").read_text())
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TINY_TRACKING", "off")  # as if the server were down
-        dvc(repository, "repro")
-    first, again = millrace(repository, "promote", "--json"), millrace(repository, "promote", "--json")
-    assert first.returncode == again.returncode == 0, first.stderr
-    outcome = json.loads(first.stdout)
+    dvc(repository, "repro", TINY_TRACKING="off", MLFLOW_TRACKING_URI="")  # as if the server were down
+    outcome = promote()
     assert outcome["new"] and outcome["champion"] and "over 30 documents, -0.0010 to -0.0010" in outcome["reason"]
-    assert json.loads(again.stdout) == {**outcome, "new": False}
+    assert promote() == {**outcome, "new": False} == promote("--latest")
     version = client.get_model_version("tiny", outcome["version"])
     run = client.get_run(version.run_id)
     assert run.data.tags["millrace.run"] == "lr-1" and run.data.metrics["bits_per_byte"] == pytest.approx(2.951)
     assert [point.step for point in client.get_metric_history(version.run_id, "loss")] == [0, 10]
 
-
-def test_promote_takes_a_version_or_the_latest_and_a_reason(repository: Path, client) -> None:
-    told = millrace(repository, "promote", "--latest")
-    latest = max(int(version.version) for version in client.search_model_versions("name = 'tiny'"))
-    assert told.stdout.startswith(f"tiny version {latest} (known already); champion: ")
-    lost = json.loads(millrace(repository, "promote", "1", "--json").stdout)
-    if latest > 1:
-        assert not lost["champion"] and "is not below 0" in lost["reason"]
-        assert str(client.get_registered_model("tiny").aliases["challenger"]) == "1"
-    forced = json.loads(millrace(repository, "promote", "1", "--force-reason", "half the size", "--json").stdout)
-    assert forced["champion"] and forced["reason"].startswith("by a person: half the size")
-    assert client.get_model_version_by_alias("tiny", "champion").tags["promotion"].startswith("champion: by a person")
+    lost = promote("1")
+    assert not lost["champion"] and lost["reason"].endswith("+0.0010 to +0.0010, is not below 0")
+    assert str(client.get_registered_model("tiny").aliases["challenger"]) == "1"
+    forced = promote("1", "--force-reason", "half the size")
+    assert forced["champion"] and forced["reason"].startswith("by a person: half the size (the rule: 2.9520 bits per")
+    assert client.get_model_version_by_alias("tiny", "champion").tags["promotion"] == f"champion: {forced['reason']}"
+    with pytest.raises(BadInput, match="tiny: no version 99; there are 1 to 2"):
+        promote("99")
+    with pytest.raises(BadInput, match="give a VERSION or --latest, not both"):
+        promote("1", "--latest")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables", "code", "said"),
-    [
-        (["promote", "99"], {}, 2, "millrace: tiny: no version 99; there are 1 to"),
-        (["promote", "1", "--latest"], {}, 2, "millrace: give a VERSION or --latest, not both"),
-        (["promote"], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, 1, "millrace: MLflow: http://127.0.0.1:9 cannot"),
-        (["promote"], {"MILLRACE_EXECUTION__TRACKING": "false"}, 2, "millrace: execution.tracking is false"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(
-    repository: Path, arguments: list[str], variables: dict[str, str], code: int, said: str
+def test_an_export_that_is_not_the_one_of_dvc_lock_is_not_registered(
+    repository: Path, tmp_path: Path, promote: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = millrace(repository, *arguments, **variables)
-    assert (told.returncode, told.stdout) == (code, "")
-    assert told.stderr.startswith(said) and told.stderr.count("\n") == 1
-
-
-def test_an_export_that_is_not_the_one_of_dvc_lock_is_not_registered(repository: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(repository, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(copy)
     manifest = copy / "data/export/manifest.json"
     manifest.unlink()
     manifest.write_text("{}")
-    told = millrace(copy, "promote")
-    assert told.returncode == 2 and "data/export/manifest.json: not the file that dvc.lock names" in told.stderr
+    with pytest.raises(BadInput, match="data/export/manifest.json: not the file that dvc.lock names"):
+        promote()
     shutil.rmtree(copy / "data/export")
-    told = millrace(copy, "promote")
-    assert told.returncode == 2 and "`dvc pull export evaluate` or `dvc repro export` brings it" in told.stderr
+    with pytest.raises(BadInput, match="`dvc pull export evaluate` or `dvc repro export` brings it"):
+        promote()
+
+
+def test_a_server_that_is_down_is_one_line_and_leaves_nothing_behind(repository: Path) -> None:
+    told = millrace(repository, "promote", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("millrace: MLflow: http://127.0.0.1:9 cannot be used: ")
+    assert told.stderr.count("\n") == 1
+    assert not list((repository / ".dvc/tmp/millrace").glob("unsent/*"))
 
 
 def test_its_help_loads_nothing_heavy() -> None:
@@ -123,5 +130,5 @@ def test_its_help_loads_nothing_heavy() -> None:
         "import sys; sys.argv[1:] = ['promote', '--help']; from pipeline.cli import main\ntry: main()\nexcept: pass\n"
     )
     heavy = "print(sorted({'mlflow', 'torch', 'numpy', 'pydantic', 'dvc', 'prefect'} & sys.modules.keys()))"
-    done = subprocess.run(["python", "-c", program + heavy], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program + heavy], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"

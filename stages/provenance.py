@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ruamel.yaml import YAML
 
 from stages.entry import Job, file_sha256
 
+LONGEST_PARAM = 6000  # characters: MLflow's limit
 PACKAGES = ("torch", "numpy", "pyarrow", "tokenizers", "transformers", "dvc", "mlflow")
 
 
@@ -59,6 +61,18 @@ def params_before(job: Job) -> dict[str, Any]:
     before = itertools.takewhile(lambda stage: stage != job.stage, graph)
     values = _yaml(job.root / "params.yaml")
     return {section: values[section] for stage in before for section in graph[stage].get("params", ())}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"train": {"lr": 0.02, "betas": [0.9, 0.95]}} as {"train.lr": "0.02", "train.betas": "[0.9, 0.95]"}."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{prefix}{key}"] = text[:LONGEST_PARAM]
+    return flat
 
 
 def datasets(job: Job) -> list[dict[str, str]]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import threading
 import time
@@ -41,7 +40,7 @@ from stages.entry import Job, plain, scratch_root
 from stages.errors import Stopped
 from stages.mlflow_store import MOST_METRICS, Address, Artifact, Identity, Point, Results, Store, Text, Write, refused
 from stages.progress import say
-from stages.provenance import datasets, group_of, params_before, provenance
+from stages.provenance import datasets, flatten, group_of, params_before, provenance
 from stages.unsent import Unsent, keep, send_all
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ LOCAL_SECONDS = 60.0  # wait at the close; a database on this machine makes head
 SERVER_SECONDS = 20.0
 HURRY_SECONDS = 3.0  # at the close of a stage that a signal stopped, or when MLflow does not answer
 MOST_WAITING = 200_000  # points kept while a server is down; then the oldest go
-LONGEST_PARAM = 6000  # characters: MLflow's limit
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -156,18 +154,6 @@ def store_address(job: Job) -> tuple[str, Path | None]:
     return f"{prefix}{database}", database.parent / "mlflow-artifacts"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"train": {"lr": 0.02, "betas": [0.9, 0.95]}} as {"train.lr": "0.02", "train.betas": "[0.9, 0.95]"}."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            flat[f"{prefix}{key}"] = text[:LONGEST_PARAM]
-    return flat
-
-
 class _TrackedRun(Run):
     """Gathers on the caller's side, sends on the thread's side. Deques and events are all they share."""
 
@@ -220,7 +206,9 @@ class _TrackedRun(Run):
             return
         points = [*self._sending, *self._points]
         writes: list[Write] = [write for write in list(self._writes) if not isinstance(write, _Call)]
-        unsent = Unsent(self._store.identity, self._start, _now(), status, points, writes)
+        tags = {**self.tags, "sent_later": self._job.stage}
+        identity = dataclasses.replace(self._store.identity, tags=tags)
+        unsent = Unsent(identity, self._start, _now(), status, points, writes)
         said = f"MLflow: {len(points)} metrics and {len(writes)} other writes did not reach {self.address.uri} in time"
         try:
             folder = keep(unsent_folder(self._job), self.address, self._job.stage, unsent)

@@ -109,8 +109,14 @@ def dvc(root: Path, *arguments: str, **variables: str) -> str:
     return command(root, sys.executable, "-m", "dvc", *arguments, **variables)
 
 
-def millrace(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def start_millrace(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """The command `millrace`, as a user would start it."""
-    env = environment.for_programs({"PYTHONPATH": str(ROOT), **variables})
+    env = environment.for_programs({"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", **variables})
     program = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(program, cwd=root, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(program, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def millrace(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    process = start_millrace(root, *arguments, **variables)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

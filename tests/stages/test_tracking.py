@@ -12,8 +12,8 @@ import pytest
 from stages.entry import Job
 from stages.errors import Stopped
 from stages.execution import Execution
-from stages.provenance import in_experiment, provenance
-from stages.tracking import Unavailable, flatten, open_run, store_address
+from stages.provenance import flatten, in_experiment, provenance
+from stages.tracking import Unavailable, open_run, store_address
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the port `discard`, where nothing listens
 

@@ -97,7 +97,7 @@ def test_what_a_server_that_was_down_did_not_get_is_sent_by_the_next_stage(
     client = MlflowClient(uri)
     (stored,) = client.search_runs(["1"], "tags.`millrace.run` = 'whole'")
     assert stored.data.params == {"train.lr": "0.02", "evaluate.seed": "0"} and stored.info.status == "FINISHED"
-    assert stored.data.tags["git_commit"] == "a"
+    assert (stored.data.tags["git_commit"], stored.data.tags["sent_later"]) == ("a", "train")
     assert (stored.data.metrics["validation_loss"], stored.data.metrics["bits_per_byte"]) == (2.0, 1.7)
     history = client.get_metric_history(stored.info.run_id, "loss")
     assert [point.step for point in history] == list(range(30))

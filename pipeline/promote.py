@@ -85,14 +85,14 @@ def connect(job: Job) -> None:
     Raises:
         Unavailable: it does not answer.
     """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     from stages.mlflow_store import EXPERIMENT
     from stages.tracking import Unavailable, address_of, hush
 
     chosen = TIMEOUT in os.environ
     hush()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     address = address_of(job)
     if address.artifacts is None:
         try:

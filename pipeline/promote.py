@@ -184,8 +184,7 @@ def promote_version(job: Job, name: str, version: int | None, force_reason: str)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from stages.entry import scratch_root
-    from stages.export.registry import apply_rule, locked
+    from stages.export.registry import apply_rule, lock_of, locked
     from stages.tracking import Unavailable, address_of, unsent_folder
     from stages.unsent import send_all
 
@@ -200,7 +199,7 @@ def promote_version(job: Job, name: str, version: int | None, force_reason: str)
         chosen = max(numbers) if version is None else version
         if chosen not in numbers:
             raise BadInput(f"{name}: no version {chosen}; there are {min(numbers)} to {max(numbers)}")
-        with locked(scratch_root(job.root) / "registry.lock"):
+        with locked(lock_of(job)):
             return apply_rule(client, numbers[chosen], force_reason)
     except MlflowException as error:
         raise Unavailable(str(error).splitlines()[0][:200]) from None

@@ -132,11 +132,16 @@ def hush() -> None:
 
 def address_of(job: Job) -> Address:
     uri, artifacts = store_address(job)
-    return Address(uri, artifacts, (artifacts.parent if artifacts else scratch_root(job.root)) / "mlflow.lock")
+    return Address(uri, artifacts, (artifacts.parent if artifacts else shared_folder(job)) / "mlflow.lock")
+
+
+def shared_folder(job: Job) -> Path:
+    """Where every process of this repository finds what is kept between stages, also from DVC's temporary copies."""
+    return Path(job.execution.scratch or scratch_root(job.root))
 
 
 def unsent_folder(job: Job) -> Path:
-    return scratch_root(job.root) / "unsent"
+    return shared_folder(job) / "unsent"
 
 
 def store_address(job: Job) -> tuple[str, Path | None]:

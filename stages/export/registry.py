@@ -26,13 +26,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.entry import Job, file_sha256, scratch_root
+from stages.entry import Job, file_sha256
 from stages.export import pyfunc
 from stages.export.promotion import Measured, verdict
 from stages.export.snapshot import snapshot
 from stages.progress import say
 from stages.provenance import in_experiment
-from stages.tracking import Run, Unavailable
+from stages.tracking import Run, Unavailable, shared_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,8 +116,7 @@ def candidate_of(job: Job, name: str, key: str, folder: Path, tags: Mapping[str,
     }
     experiment = os.environ.get("DVC_EXP_NAME", "unnamed") if in_experiment(job.root) else ""
     measured = {key: str(figures[key]) for key in FIGURES if key in figures}
-    lock = scratch_root(job.root) / "registry.lock"
-    return Candidate(name, folder, {**tags, **measured, **hashes}, files, experiment, lock)
+    return Candidate(name, folder, {**tags, **measured, **hashes}, files, experiment, lock_of(job))
 
 
 def register(client: MlflowClient, run_id: str, candidate: Candidate) -> Outcome:
@@ -207,6 +206,10 @@ def measured(client: MlflowClient, version: ModelVersion, folder: Path) -> Measu
     with contextlib.suppress(Exception):  # its run was deleted, or it was registered by hand: the intervals decide
         documents = Path(client.download_artifacts(version.run_id or "", place, str(target)))
     return Measured(str(version.version), value, low, high, version.tags.get("eval_sha256", ""), documents)
+
+
+def lock_of(job: Job) -> Path:
+    return shared_folder(job) / "registry.lock"
 
 
 @contextlib.contextmanager

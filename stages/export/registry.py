@@ -67,7 +67,7 @@ class Candidate:
     name: str
     folder: Path
     tags: Mapping[str, str]
-    provenance: Mapping[str, str]
+    provenance: Mapping[str, bytes]
     experiment: str
     lock: Path
 
@@ -105,10 +105,10 @@ def candidate_of(job: Job, name: str, key: str, folder: Path, tags: Mapping[str,
     """The export in `folder`, with the figures and the losses that stand in data/evaluate."""
     evaluate = job.root / "data" / "evaluate"
     figures = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
-    files = snapshot(job, folder)
+    files = {"manifest.json": (folder / "manifest.json").read_bytes(), **snapshot(job, folder)}
     losses = evaluate / "plots" / "documents.csv"
     if losses.is_file():
-        files["documents.csv"] = losses.read_text(encoding="utf-8")
+        files["documents.csv"] = losses.read_bytes()
     hashes = {
         "manifest_sha256": file_sha256(folder / "manifest.json"),
         "model_sha256": file_sha256(folder / "hf" / "model.safetensors"),
@@ -149,10 +149,14 @@ def create_version(client: MlflowClient, run_id: str, candidate: Candidate) -> M
 
     place = f"model-{candidate.tags['manifest_sha256'][:16]}"
     client.log_artifacts(run_id, str(candidate.folder / "hf"), f"{place}/hf")
-    client.log_artifact(run_id, str(candidate.folder / "manifest.json"), f"{place}/provenance")
-    texts = {**pyfunc_files(), **{f"provenance/{name}": text for name, text in candidate.provenance.items()}}
-    for name, text in texts.items():
-        client.log_text(run_id, text, f"{place}/{name}")
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: text.encode() for name, text in pyfunc_files().items()}
+        files |= {f"provenance/{name}": content for name, content in candidate.provenance.items()}
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run_id, folder, place)
     try:
         client.create_registered_model(candidate.name)
     except MlflowException as error:

@@ -31,17 +31,17 @@ CODE = ("model", "stages")  # where files that git does not know yet are part of
 MOST_BYTES = 10_000_000  # a larger patch is data, not code
 
 
-def snapshot(job: Job, outputs: Path) -> dict[str, str]:
+def snapshot(job: Job, outputs: Path) -> dict[str, bytes]:
     """The two files by name, as far as there is a git repository and a dvc.lock.
 
     Args:
         outputs: the folder that holds what stands, or will stand, in data/STAGE.
     """
     files = {"dvc.lock": complete_lock(job, outputs), "changes.patch": changes(job.root)}
-    return {name: text for name, text in files.items() if text is not None}
+    return {name: content for name, content in files.items() if content is not None}
 
 
-def complete_lock(job: Job, outputs: Path) -> str | None:
+def complete_lock(job: Job, outputs: Path) -> bytes | None:
     """dvc.lock with the entry that the stage will have once it is done."""
     yaml = YAML(typ="safe")
     if not (job.root / "dvc.lock").is_file() or not (job.root / "dvc.yaml").is_file():
@@ -59,11 +59,11 @@ def complete_lock(job: Job, outputs: Path) -> str | None:
         **({"params": {"params.yaml": params}} if params else {}),
         "outs": [entry_of(path, outputs / Path(path).name) for path in sorted(paths)],
     }
-    text = io.StringIO()
+    content = io.BytesIO()
     writer = YAML()
     writer.default_flow_style = False
-    writer.dump(lock, text)
-    return text.getvalue()
+    writer.dump(lock, content)
+    return content.getvalue()
 
 
 def entry_of(path: str, place: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def entry_of(path: str, place: Path) -> dict[str, Any]:
     return {"path": path, "hash": "md5", "md5": f"{folder}.dir", "size": size, "nfiles": len(files)}
 
 
-def changes(root: Path) -> str | None:
+def changes(root: Path) -> bytes | None:
     """How the files that git knows, and new ones of the code, differ from the commit; dvc.lock stands by itself."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}  # the user's own stays as it is
@@ -97,11 +97,11 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _git(root: Path, *arguments: str, **variables: str) -> str | None:
+def _git(root: Path, *arguments: str, **variables: str) -> bytes | None:
     """What git says, or None where it refuses: there is no repository, or no commit."""
     command = ["git", "-c", "core.autocrlf=false", *arguments]
     try:
         done = subprocess.run(command, cwd=root, env={**os.environ, **variables}, capture_output=True, check=False)
     except OSError:
         return None
-    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None

@@ -73,6 +73,8 @@ else:
     state = json.loads((data / "train/best/state.json").read_text())
     (job.staging / "hf").mkdir()
     (job.staging / "hf" / "model.safetensors").write_text(f"weights {{lr}}")
+    (job.staging / "hf" / "part").mkdir()
+    (job.staging / "hf" / "part" / "é.py").write_text("")
     files = [{{"file": "hf/model.safetensors", "sha256": file_sha256(job.staging / "hf/model.safetensors")}}]
     write_json(job.staging / "manifest.json", {{"files": files}})
     write_json(job.staging / "metrics.json", {{}})

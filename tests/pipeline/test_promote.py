@@ -22,7 +22,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A champion, registered by `dvc repro` with params that no commit has."""
     root = write_model_repository(tmp_path_factory.mktemp("models") / "repository")
     set_lr(root, 2)
-    (root / "stages" / "mine.py").write_text("NEW = 'known to no commit'\n")
+    (root / "stages" / "mine.py").write_bytes("NEW = 'known to no commit, and not in UTF-8: é'\n".encode("latin-1"))
     dvc(root, "repro", MLFLOW_TRACKING_URI="")
     return root
 

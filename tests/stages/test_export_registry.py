@@ -79,7 +79,7 @@ def candidate(root: Path, sha256: str, bits_per_byte: float, text: str = "e1", e
     figures["bits_per_byte_high"] = bits_per_byte + 0.02
     tags = {**{key: str(value) for key, value in figures.items()}, "eval_sha256": text, "manifest_sha256": sha256}
     losses = [f"{document},100,{bits_per_byte + document / 10}" for document in range(20)]
-    files = {"documents.csv": "\n".join(["document,bytes,bits_per_byte", *losses])}
+    files = {"documents.csv": "\n".join(["document,bytes,bits_per_byte", *losses]).encode()}
     return Candidate("rules", folder, tags, files, experiment, root / "registry.lock")
 
 

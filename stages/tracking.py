@@ -170,6 +170,7 @@ class _TrackedRun(Run):
         self._sending: list[Point] = []
         self._writes: deque[Write | _Call] = deque()  # one leaves when it has been sent
         self._wake, self._closing, self._failing = threading.Event(), threading.Event(), threading.Event()
+        self._given_up = threading.Event()  # what is kept on disk is not the thread's to send any more
         self._status, self._ended = "RUNNING", False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -209,6 +210,7 @@ class _TrackedRun(Run):
         self._thread.join(min(seconds, HURRY_SECONDS) if self._failing.is_set() else seconds)
         if self._ended:
             return
+        self._given_up.set()
         points = [*self._sending, *self._points]
         writes: list[Write] = [write for write in list(self._writes) if not isinstance(write, _Call)]
         tags = {**self.tags, "sent_later": self._job.stage}
@@ -237,7 +239,7 @@ class _TrackedRun(Run):
                         say(f"MLflow: sent what {n_sent} earlier stages could not")
                     caught_up = True
                 self._send()
-                if last_round:
+                if last_round and not self._given_up.is_set():
                     self._store.end(self._status)
                     self._ended = True
                 self._failing.clear()
@@ -261,12 +263,12 @@ class _TrackedRun(Run):
 
     def _send(self) -> None:
         self._store.open()
-        while self._sending or self._points:
+        while (self._sending or self._points) and not self._given_up.is_set():
             if not self._sending:
                 self._sending = [self._points.popleft() for _ in range(min(len(self._points), MOST_METRICS))]
             self._store.write_points(self._sending)
             self._sending = []
-        while self._writes:
+        while self._writes and not self._given_up.is_set():
             write = self._writes[0]
             if isinstance(write, _Call):
                 write.answer(self._store, self.address.uri)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from stages import tracking
 from stages.entry import Job
 from stages.errors import Stopped
 from stages.execution import Execution
 from stages.provenance import flatten, in_experiment, provenance
-from stages.tracking import Unavailable, open_run, store_address
+from stages.tracking import Unavailable, open_run, store_address, unsent_folder
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the port `discard`, where nothing listens
 
@@ -59,7 +60,10 @@ def test_a_run_has_params_tags_curves_figures_and_files(job: Job, tmp_path: Path
     assert [file.path for file in client.list_artifacts(stored.info.run_id, "plots")] == ["plots/loss.csv"]
 
 
-def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(job: Job) -> None:
+def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "HURRY_SECONDS", 60.0)
     with pytest.raises(Stopped), open_run(job, "resumed", {"train": {"lr": 1}}) as run:
         for step in range(0, 360, 10):
             run.metrics(step, {"loss": step})
@@ -73,6 +77,25 @@ def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(j
     assert [point.step for point in history] == list(range(0, 500, 10))
     assert [point.value for point in history][-16:-14] == [340, 350]
     assert stored.info.status == "FINISHED"
+
+
+def test_what_a_signal_left_no_time_for_is_sent_when_the_training_goes_on(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "HURRY_SECONDS", 0.0)
+    with pytest.raises(Stopped), open_run(job, "hurried", {"train": {"lr": 1}}) as run:
+        for step in range(0, 310, 10):
+            run.metrics(step, {"loss": step})
+        raise Stopped("SIGTERM")
+    assert len(list(unsent_folder(job).glob("hurried-*"))) == 1
+    with open_run(job, "hurried", {"train": {"lr": 1}}) as run:
+        for step in range(300, 400, 10):
+            run.metrics(step, {"loss": step})
+    (stored,) = runs_of(job, "hurried")
+    assert (stored.info.status, stored.data.tags["sent_later"]) == ("FINISHED", "train")
+    history = client_of(job).get_metric_history(stored.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(0, 400, 10))
+    assert not list(unsent_folder(job).iterdir())
 
 
 def test_a_later_stage_adds_to_the_run_and_leaves_what_training_said(job: Job) -> None:

@@ -264,8 +264,8 @@ class _TrackedRun(Run):
     def _send(self) -> None:
         self._store.open()
         while (self._sending or self._points) and not self._given_up.is_set():
-            if not self._sending:
-                self._sending = [self._points.popleft() for _ in range(min(len(self._points), MOST_METRICS))]
+            for _ in range(min(len(self._points), MOST_METRICS - len(self._sending))):
+                self._sending.append(self._points.popleft())  # one by one: `close` may look in between
             self._store.write_points(self._sending)
             self._sending = []
         while self._writes and not self._given_up.is_set():

@@ -46,7 +46,7 @@ REGISTER_SECONDS = 300.0  # a large model takes its time to upload
 HOW_TO_GO_BACK = """\
 The workspace that made this version, with every file of every stage (docs/tracking.md):
 
-    git worktree add ../back {git_commit} && cd ../back
+    git worktree add ../back {git_commit} && cd ../back && dvc cache dir --local "$OLDPWD/.dvc/cache"
     mlflow artifacts download --artifact-uri models:/{name}/{version}/provenance --dst-path ..
     git apply --allow-empty ../provenance/changes.patch && cp ../provenance/dvc.lock . && dvc checkout
 """

@@ -3,7 +3,7 @@
     provenance/dvc.lock       the hashes of every output of every stage, the export's too
     provenance/changes.patch  how code and params differed from the commit in the tag `git_commit`
 
-    git worktree add ../back $GIT_COMMIT && cd ../back
+    git worktree add ../back $GIT_COMMIT && cd ../back && dvc cache dir --local "$OLDPWD/.dvc/cache"
     git apply --allow-empty provenance/changes.patch && cp provenance/dvc.lock . && dvc checkout
 
 A commit alone would not do: DVC writes dvc.lock while stages run, so the commit that a stage sees holds the lock of

@@ -13,7 +13,7 @@ from stages import tracking
 from stages.entry import Job
 from stages.errors import Stopped
 from stages.execution import Execution
-from stages.provenance import flatten, in_experiment, provenance
+from stages.provenance import flatten, group_of, in_experiment, provenance
 from stages.tracking import Unavailable, open_run, store_address, unsent_folder
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the port `discard`, where nothing listens
@@ -27,7 +27,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(autouse=True)
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI"):
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI", "MILLRACE_ABLATION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -192,6 +192,11 @@ def test_provenance_names_commit_experiment_and_hashes(tmp_path: Path, monkeypat
     monkeypatch.setenv("DVC_EXP_NAME", "bluff-gyms")
     tags = provenance(Job("train", tmp_path))
     assert tags["git_dirty"] == "true" and tags["dvc_experiment"] == "bluff-gyms"
+    assert group_of(tags) == f"experiments on {tags['git_commit'][:7]}"
+    assert group_of({**tags, "dvc_baseline": "4be1a2c99"}) == "experiments on 4be1a2c"
+    assert group_of({"git_commit": "4be1a2c99"}) == ""
+    monkeypatch.setenv("MILLRACE_ABLATION", "qk-norm")
+    assert group_of(tags) == "qk-norm"
 
 
 def test_an_experiment_is_known_by_its_environment_or_by_its_folder(

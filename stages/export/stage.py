@@ -12,7 +12,6 @@ how to register it later. The folder depends on the checkpoint, the tokenizer an
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,10 @@ from stages.export.folder import write_folder
 from stages.export.own_code import CLASS_NAME
 from stages.export.params import ExportParams
 from stages.export.proof import Proof
-from stages.export.registry import Candidate, register
+from stages.export.registry import publish
 from stages.huggingface_twins import twin_of
 from stages.progress import say
-from stages.provenance import in_experiment
-from stages.tracking import Run, Unavailable, open_run
-
-REGISTER_SECONDS = 300.0  # a large model takes its time to upload
+from stages.tracking import open_run
 
 
 def run(job: Job, export: ExportParams) -> None:
@@ -55,7 +51,7 @@ def run(job: Job, export: ExportParams) -> None:
         )
         metrics = write_metrics(job, facts, compared)
         tracked.results({"hf_max_diff": metrics["hf_max_diff"]})
-        publish_to_registry(job, export, facts, tracked)
+        publish(job, export.registered_model, state["run"], job.staging, tracked)
 
 
 def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[str, Any]) -> Facts:
@@ -121,21 +117,3 @@ def write_metrics(job: Job, facts: Facts, compared: dict[str, Any]) -> dict[str,
     }
     write_json(job.staging / "metrics.json", metrics)
     return metrics
-
-
-def publish_to_registry(job: Job, export: ExportParams, facts: Facts, tracked: Run) -> None:
-    """A version in MLflow's registry, or a line that says why there is none."""
-    figures = {key: str(facts.evaluate[key]) for key in ("bits_per_byte", "eval_sha256")}
-    candidate = Candidate(
-        name=export.registered_model,
-        sha256=facts.model_sha256,
-        folder=job.staging / "hf",
-        tags={**tracked.tags, **figures, "train_digest": facts.state["run"]},
-        experiment=os.environ.get("DVC_EXP_NAME", "unnamed") if in_experiment(job.root) else "",
-    )
-    try:
-        say(f"MLflow: {tracked.call(lambda client, run_id: register(client, run_id, candidate), REGISTER_SECONDS)}")
-    except Unavailable as reason:
-        if job.execution.tracking:
-            say(f"MLflow: the export is whole but not registered ({reason}); later, this registers it:")
-            say("    dvc repro --force --single-item export")

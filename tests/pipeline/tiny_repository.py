@@ -84,9 +84,9 @@ out.write_text(f"{name}({', '.join(texts)})" + Path("params.yaml").read_text() *
 """
 
 
-def command(folder: Path, *arguments: str) -> str:
+def command(folder: Path, *arguments: str, **variables: str) -> str:
     """Runs a program in `folder` as the pipeline would, and returns what it said."""
-    env = environment.for_programs({"GIT_CONFIG_GLOBAL": os.devnull})
+    env = environment.for_programs({"GIT_CONFIG_GLOBAL": os.devnull, **variables})
     done = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

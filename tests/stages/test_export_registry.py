@@ -9,11 +9,9 @@ import pytest
 
 from stages.entry import Job, file_sha256
 from stages.execution import Execution
-from stages.export.params import ExportParams
-from stages.export.registry import Candidate, promotion, pyfunc_files, register
-from stages.export.stage import publish_to_registry
+from stages.export.registry import Candidate, apply_rule, publish, pyfunc_files, register
 from stages.tracking import open_run, store_address
-from tests.stages.exports import OUTER_SETTINGS, SMALL, copy_inputs, written
+from tests.stages.exports import OUTER_SETTINGS
 
 DEAD_SERVER = "http://127.0.0.1:9"
 
@@ -25,16 +23,14 @@ def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_mlflow_the_log_says_how_to_register_later(
-    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    workspace: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    copy_inputs(workspace, tmp_path)
-    job, facts = written(tmp_path, SMALL)
-    job.execution = Execution(tracking_uri=DEAD_SERVER)
+    job = Job("export", tmp_path, Execution(tracking_uri=DEAD_SERVER))
     with open_run(job, "unreachable", {}) as tracked:
-        publish_to_registry(job, ExportParams(), facts, tracked)
+        publish(job, "millrace", "unreachable", export, tracked)
     said = capsys.readouterr().out
     assert "the export is whole but not registered (it does not answer)" in said
-    assert "dvc repro --force --single-item export" in said
+    assert "\n    millrace promote\n" in said
 
 
 def client_of(root: Path):
@@ -48,6 +44,7 @@ def test_the_model_is_registered_with_its_provenance_and_is_champion(workspace: 
     version = client.get_model_version_by_alias("millrace", "champion")
     assert version.tags["bits_per_byte"] == "1.7123" and version.tags["eval_sha256"] == "51aa"
     assert version.tags["model_sha256"] == file_sha256(export / "hf" / "model.safetensors")
+    assert version.tags["manifest_sha256"] == file_sha256(export / "manifest.json")
     assert version.tags["train_digest"] == "digest0" and len(version.tags["tokenizer_sha256"]) == 64
     assert version.tags["promotion"] == "champion: the first, with 1.7123 bits per byte"
     assert client.get_run(version.run_id).data.tags["millrace.run"] == "digest0"
@@ -73,58 +70,71 @@ def test_what_travels_with_a_version_needs_nothing_of_ours() -> None:
     assert not any("stages" in line or "from model" in line for line in imported)
 
 
-def candidate(
-    root: Path, sha256: str, bits_per_byte: float, eval_sha256: str = "e1", experiment: str = ""
-) -> Candidate:
+def candidate(root: Path, sha256: str, bits_per_byte: float, text: str = "e1", experiment: str = "") -> Candidate:
     folder = root / "model"
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    tags = {"bits_per_byte": str(bits_per_byte), "eval_sha256": eval_sha256}
-    return Candidate("rules", sha256, folder, tags, experiment)
+    (folder / "hf").mkdir(parents=True, exist_ok=True)
+    (folder / "hf" / "config.json").write_text("{}")
+    (folder / "manifest.json").write_text("{}")
+    figures = {"bits_per_byte": bits_per_byte, "bits_per_byte_low": bits_per_byte - 0.02}
+    figures["bits_per_byte_high"] = bits_per_byte + 0.02
+    tags = {**{key: str(value) for key, value in figures.items()}, "eval_sha256": text, "manifest_sha256": sha256}
+    losses = [f"{document},100,{bits_per_byte + document / 10}" for document in range(20)]
+    files = {"documents.csv": "\n".join(["document,bytes,bits_per_byte", *losses]).encode()}
+    return Candidate("rules", folder, tags, files, experiment, root / "registry.lock")
 
 
-def test_champion_moves_by_rule_and_the_version_says_why(workspace: Path, export: Path, tmp_path: Path) -> None:
-    said = []
+def test_aliases_move_by_rule_and_each_version_says_why(workspace: Path, export: Path, tmp_path: Path) -> None:
+    client, said = client_of(workspace), []
 
-    def registered(*args: object, **options: str) -> str:
-        line = tracked.call(lambda client, run_id: register(client, run_id, candidate(tmp_path, *args, **options)), 60)
-        said.append(line)
-        return str(client.get_registered_model("rules").aliases.get("champion"))
+    def registered(*args: object, **options: str) -> dict[str, str]:
+        given = candidate(tmp_path, *args, **options)
+        said.append(str(tracked.call(lambda client, run_id: register(client, run_id, given), 60)))
+        return {name: str(at) for name, at in client.get_registered_model("rules").aliases.items()}
 
-    client = client_of(workspace)
     with open_run(Job("export", workspace), "rules", {}) as tracked:
-        assert registered("a", 1.9, experiment="bluff-gyms") == "None"
-        assert registered("b", 1.8) == "2"
-        assert registered("c", 1.81) == "2"
-        assert registered("d", 1.7, experiment="bluff-gyms") == "2"
-        assert registered("e", 1.7, eval_sha256="e2") == "2"
-        assert registered("f", float("nan")) == "2"
-        assert registered("d", 1.7) == "4"
-        assert registered("d", 1.7) == "4"
-        tags = {str(v.version): v.tags["promotion"] for v in client.search_model_versions("name = 'rules'")}
-        client.set_registered_model_alias("rules", "champion", "5")  # as the line about version 5 tells
-        assert registered("e", 1.7, eval_sha256="e2") == "5"
-    assert said[-2].startswith("rules version 4 (known already); champion: 1.7000")
-    assert said[-1] == "rules version 5 (known already); champion: chosen by hand"
-    assert tags["1"] == "not champion: made in the DVC experiment bluff-gyms, where no alias moves"
+        assert registered("a", 1.9, experiment="bluff-gyms") == {}
+        assert registered("b", 1.8) == {"champion": "2"}
+        assert registered("c", 1.81) == {"champion": "2", "challenger": "3"}
+        assert registered("d", 1.7, experiment="bluff-gyms") == {"champion": "2", "challenger": "3"}
+        assert registered("e", 1.7, text="e2") == {"champion": "2", "challenger": "3"}
+        assert registered("f", float("nan")) == {"champion": "2", "challenger": "3"}
+        assert registered("d", 1.7) == {"champion": "4", "challenger": "3"}
+        assert registered("d", 1.7) == {"champion": "4", "challenger": "3"}
+        fifth = client.get_model_version("rules", "5")
+        forced = apply_rule(client, fifth, "the text of the product")
+        assert registered("e", 1.7, text="e2") == {"champion": "5", "challenger": "3"}
+    tags = {str(v.version): v.tags["promotion"] for v in client.search_model_versions("name = 'rules'")}
+    assert said[-2].startswith("rules version 4 (known already); champion: 1.7000 bits per byte beside the 1.8000")
+    assert tags["1"] == ("not champion: made in the DVC experiment bluff-gyms; `millrace promote 1` lets it compete")
     assert tags["2"] == "champion: the first, with 1.8000 bits per byte"
-    assert tags["3"] == "not champion: 1.8100 bits per byte are not below the 1.8000 of version 2 on the same text"
-    assert tags["4"] == "champion: 1.7000 bits per byte are below the 1.8000 of version 2 on the same text"
-    assert tags["5"] == (
-        "not champion: version 2 was measured on other text (e1, here e2); to choose this one all the same: "
-        "MlflowClient().set_registered_model_alias('rules', 'champion', '5'), see docs/tracking.md"
-    )
-    assert tags["6"].startswith("not champion: nan bits per byte are not below")
+    assert tags["3"].startswith("not champion: 1.8100 bits per byte beside the 1.8000 of version 2 on the same text")
+    assert "difference over 20 documents, -0.1000 to -0.1000, is below 0" in tags["4"]
+    assert forced.reason.startswith("by a person: the text of the product (the rule: version 4 was measured on other")
+    assert tags["5"] == f"champion: {forced.reason}" and said[-1].endswith(tags["5"])
+    assert tags["6"].startswith("not champion: nan bits per byte")
+
+
+def test_a_challenger_that_wins_is_challenger_no_more(workspace: Path, export: Path, tmp_path: Path) -> None:
+    client = client_of(workspace)
+    client.create_registered_model("hand")
+    for value in ("1.8", "1.7"):
+        tags = {"bits_per_byte": value, "bits_per_byte_low": value, "bits_per_byte_high": value, "eval_sha256": "e1"}
+        client.create_model_version("hand", (tmp_path / "any").as_uri(), tags=tags)
+    client.set_registered_model_alias("hand", "champion", "1")
+    client.set_registered_model_alias("hand", "challenger", "2")
+    outcome = apply_rule(client, client.get_model_version("hand", "2"))
+    assert outcome.champion and "without the losses of both by document" in outcome.reason
+    assert {name: str(at) for name, at in client.get_registered_model("hand").aliases.items()} == {"champion": "2"}
 
 
 def test_a_champion_chosen_by_hand_without_figures_is_not_replaced(
     workspace: Path, export: Path, tmp_path: Path
 ) -> None:
     client = client_of(workspace)
-    client.create_registered_model("hand")
-    by_hand = client.create_model_version("hand", (tmp_path / "any").as_uri())
-    moves, reason = promotion(candidate(tmp_path, "a", 1.0), client.get_model_version("hand", "1"), None)
-    assert moves and reason.startswith("the first")
-    other = client.create_model_version("hand", (tmp_path / "any").as_uri())
-    moves, reason = promotion(candidate(tmp_path, "a", 1.0), other, by_hand)
-    assert not moves and "was measured on other text (unknown" in reason
+    client.create_registered_model("bare")
+    client.create_model_version("bare", (tmp_path / "any").as_uri())
+    client.set_registered_model_alias("bare", "champion", "1")
+    assert apply_rule(client, client.get_model_version("bare", "1")).reason == "chosen by hand"
+    client.create_model_version("bare", (tmp_path / "any").as_uri(), tags={"bits_per_byte": "1", "eval_sha256": "e"})
+    outcome = apply_rule(client, client.get_model_version("bare", "2"))
+    assert not outcome.champion and "was measured on other text (unknown" in outcome.reason

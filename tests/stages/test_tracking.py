@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from stages import tracking
 from stages.entry import Job
 from stages.errors import Stopped
 from stages.execution import Execution
-from stages.provenance import in_experiment, provenance
-from stages.tracking import Unavailable, flatten, open_run, store_address
+from stages.provenance import flatten, group_of, in_experiment, provenance
+from stages.tracking import Unavailable, open_run, store_address, unsent_folder
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the port `discard`, where nothing listens
 
@@ -26,7 +27,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(autouse=True)
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI"):
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI", "MILLRACE_ABLATION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -59,7 +60,10 @@ def test_a_run_has_params_tags_curves_figures_and_files(job: Job, tmp_path: Path
     assert [file.path for file in client.list_artifacts(stored.info.run_id, "plots")] == ["plots/loss.csv"]
 
 
-def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(job: Job) -> None:
+def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "HURRY_SECONDS", 60.0)
     with pytest.raises(Stopped), open_run(job, "resumed", {"train": {"lr": 1}}) as run:
         for step in range(0, 360, 10):
             run.metrics(step, {"loss": step})
@@ -73,6 +77,25 @@ def test_a_training_that_was_stopped_and_goes_on_has_one_run_and_no_step_twice(j
     assert [point.step for point in history] == list(range(0, 500, 10))
     assert [point.value for point in history][-16:-14] == [340, 350]
     assert stored.info.status == "FINISHED"
+
+
+def test_what_a_signal_left_no_time_for_is_sent_when_the_training_goes_on(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "HURRY_SECONDS", 0.0)
+    with pytest.raises(Stopped), open_run(job, "hurried", {"train": {"lr": 1}}) as run:
+        for step in range(0, 310, 10):
+            run.metrics(step, {"loss": step})
+        raise Stopped("SIGTERM")
+    assert len(list(unsent_folder(job).glob("hurried-*"))) == 1
+    with open_run(job, "hurried", {"train": {"lr": 1}}) as run:
+        for step in range(300, 400, 10):
+            run.metrics(step, {"loss": step})
+    (stored,) = runs_of(job, "hurried")
+    assert (stored.info.status, stored.data.tags["sent_later"]) == ("FINISHED", "train")
+    history = client_of(job).get_metric_history(stored.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(0, 400, 10))
+    assert not list(unsent_folder(job).iterdir())
 
 
 def test_a_later_stage_adds_to_the_run_and_leaves_what_training_said(job: Job) -> None:
@@ -116,7 +139,7 @@ def test_a_dead_server_costs_one_line_and_the_caller_is_told_what_was_not_sent(
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert said[0].startswith(f"MLflow at {DEAD_SERVER} cannot be used (")
-    assert "5 metrics and 0 other writes did not reach" in said[1]
+    assert "metrics and 2 other writes did not reach" in said[1] and "`millrace promote`" in said[1]
 
 
 def test_tracking_can_be_off(tmp_path: Path) -> None:
@@ -169,6 +192,11 @@ def test_provenance_names_commit_experiment_and_hashes(tmp_path: Path, monkeypat
     monkeypatch.setenv("DVC_EXP_NAME", "bluff-gyms")
     tags = provenance(Job("train", tmp_path))
     assert tags["git_dirty"] == "true" and tags["dvc_experiment"] == "bluff-gyms"
+    assert group_of(tags) == f"experiments on {tags['git_commit'][:7]}"
+    assert group_of({**tags, "dvc_baseline": "4be1a2c99"}) == "experiments on 4be1a2c"
+    assert group_of({"git_commit": "4be1a2c99"}) == ""
+    monkeypatch.setenv("MILLRACE_ABLATION", "qk-norm")
+    assert group_of(tags) == "qk-norm"
 
 
 def test_an_experiment_is_known_by_its_environment_or_by_its_folder(

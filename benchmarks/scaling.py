@@ -223,7 +223,9 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help=f"timed groups of {GROUP} steps")
     parser.add_argument("--rows", type=int, default=0, help="of a micro-batch; default: of the shape")
     parser.add_argument("--backend", default="auto", help="of attention")
-    parser.add_argument("--kill", action="store_true", help="kill a rank in mid-run instead")
+    parser.add_argument(
+        "--kill", action=argparse.BooleanOptionalAction, help="kill a rank in mid-run, and nothing else"
+    )
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
@@ -237,7 +239,7 @@ def main() -> None:
         options.out = options.out or Path(temporary) / "scaling.jsonl"
         if not options.kill:
             together(options)
-        if options.kill or options.toy:
+        if options.kill or (options.toy and options.kill is None):
             kill_a_rank(Path(temporary), options.gpus, on_gpus=not options.toy)
 
 

@@ -21,6 +21,10 @@ from stages.execution import Execution
 from stages.train.params import TrainParams
 
 OUTCOME = "outcome.json"
+LOST = (
+    "another process of this training ended; its reason stands above, or it was killed from outside (by the kernel, "
+    "where memory was short); the same command goes on from the newest checkpoint"
+)
 
 if TYPE_CHECKING:
     from stages.tracking import Run
@@ -141,7 +145,19 @@ def main(path: Path) -> int:
             raise  # says too little without its traceback
         tell_outcome(folder, False, file_problem(error, job.execution.scratch))
         return 1
+    except RuntimeError as error:
+        if not of_a_lost_rank(error):
+            raise
+        tell_outcome(folder, False, LOST)
+        return 1
     return 0
+
+
+def of_a_lost_rank(error: RuntimeError) -> bool:
+    """Whether another rank did not answer: it ended, and its own words, if it had any, are the reason."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
 def tell_outcome(folder: Path, bad_input: bool, message: str) -> None:

@@ -15,6 +15,7 @@ import click
 from pipeline import environment
 from pipeline.checkpoints import checkpoints
 from pipeline.data import data
+from pipeline.explain import command as explain
 from pipeline.report import report
 from pipeline.resume import resume
 from stages.errors import BadInput
@@ -144,6 +145,7 @@ cli.add_command(data)
 cli.add_command(checkpoints)
 cli.add_command(resume)
 cli.add_command(report)
+cli.add_command(explain)
 
 
 @cli.group()

@@ -13,7 +13,9 @@ from pathlib import Path
 import click
 
 from pipeline import environment
+from pipeline.ablation.command import ablate
 from pipeline.checkpoints import checkpoints
+from pipeline.compare import compare
 from pipeline.data import data
 from pipeline.explain import command as explain
 from pipeline.report import report
@@ -146,6 +148,8 @@ cli.add_command(checkpoints)
 cli.add_command(resume)
 cli.add_command(report)
 cli.add_command(explain)
+cli.add_command(ablate)
+cli.add_command(compare)
 
 
 @cli.group()

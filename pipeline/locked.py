@@ -37,17 +37,18 @@ class Locked:
         cache: the folder of the DVC cache.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, text: str | None = None):
+        """`text` is a dvc.lock of another revision; else that of the workspace is read."""
         self.root = root
-        path = root / "dvc.lock"
-        try:
-            content = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.exists() else {}
-            self.stages: Mapping[str, Mapping[str, Any]] = (content or {}).get("stages", {})
-        except (YAMLError, AttributeError):
-            raise BadInput(
-                "dvc.lock: not valid YAML (a merge, perhaps); `git checkout dvc.lock` takes it back"
-            ) from None
         self.cache = cache_in(root)
+        path = root / "dvc.lock"
+        if text is None:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            content = YAML(typ="safe").load(text) or {}
+            self.stages: Mapping[str, Mapping[str, Any]] = content.get("stages", {})
+        except (YAMLError, AttributeError):
+            raise BadInput("dvc.lock: not valid YAML (after a merge?); `git checkout dvc.lock` takes it back") from None
 
     def files(self, stage: str, kind: Literal["deps", "outs"]) -> dict[str, Mapping[str, Any]]:
         """What a stage read or wrote when it ran last: path to {md5, size, nfiles}."""

@@ -1,0 +1,204 @@
+"""Runs the experiments of an ablation, some at a time, each by `dvc exp run --temp` in a process of its own.
+
+DVC copies the repository (links, no data), runs the stages there and keeps the experiment under its name, which
+follows from values, seed and commit. So the same command goes on after any end: an experiment that git has a ref of
+is done, one that was killed goes on in its scratch, and stages that two of them share run once: the second takes
+them from the run cache, or waits on the scratch lock and publishes the first one's files.
+
+DVC's own queue (`dvc queue start -j 2`) worked when tried, but its workers are daemons: they outlive Ctrl-C, take
+whatever else is queued, and cannot be given a share of the cores. On GPUs each stage holds the lock of one
+(stages/devices.py); on CPUs each experiment gets its share of the cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from pipeline import environment
+from pipeline.ablation.grid import Planned
+from pipeline.programs import programs
+from pipeline.reproduce import CACHED, UNCHANGED
+from pipeline.revisions import experiments_on
+from stages.execution import n_cores
+
+RUNNING = re.compile(r"^Running stage '([^']+)'")
+NAMED = re.compile(r"^Stage '([^']+)'")
+STEP = re.compile(r"^step (\d+)")
+RETRIES = 3  # where another DVC process holds a lock of a file
+BUSY = "is busy, it is being blocked by"
+SECONDS_BETWEEN_STEPS = 10.0
+SECONDS_TO_BEGIN = 600  # within which DVC has filled a temporary copy, and works in it
+
+
+@dataclasses.dataclass
+class Told:
+    """What the lines of one experiment have told: which stages ran, for how long, and which were taken.
+
+    Attributes:
+        ran: seconds by stage.
+        taken: stages whose outputs came from the run cache.
+        unchanged: stages that had nothing to do.
+    """
+
+    ran: dict[str, float] = dataclasses.field(default_factory=dict)
+    taken: list[str] = dataclasses.field(default_factory=list)
+    unchanged: list[str] = dataclasses.field(default_factory=list)
+    at_work: str = ""
+    since: float = 0.0
+
+    def hear(self, line: str, now: float) -> str:
+        """Takes in one line; returns what is worth telling of it."""
+        if found := RUNNING.match(line):
+            self.end(now)
+            self.at_work, self.since = found[1], now
+            return f"{found[1]} runs"
+        if (found := NAMED.match(line)) and (UNCHANGED in line or CACHED in line):
+            self.end(now)
+            (self.taken if CACHED in line else self.unchanged).append(found[1])
+            return f"{found[1]} from the run cache" if CACHED in line else ""
+        if found := STEP.match(line):
+            return f"{self.at_work}: step {found[1]}"
+        return ""
+
+    def end(self, now: float) -> None:
+        if self.at_work:
+            self.ran[self.at_work] = self.ran.get(self.at_work, 0.0) + now - self.since
+            self.at_work = ""
+
+    def save(self, path: Path) -> None:
+        content = {"ran": self.ran, "taken": self.taken, "unchanged": self.unchanged}
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@dataclasses.dataclass
+class Runner:
+    """The experiments of one ablation on one commit.
+
+    Attributes:
+        folder: of the ablation; logs and what was told lie in runs/.
+        targets: stages to bring about, with what they wait for; all if empty.
+        jobs: experiments at a time.
+        share: whether each gets a part of the cores; on GPUs the data stages take what they find.
+    """
+
+    root: Path
+    folder: Path
+    commit: str
+    targets: Sequence[str]
+    jobs: int
+    share: bool
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = 0
+        self._shown: dict[str, float] = {}
+
+    def run(self, planned: Sequence[Planned]) -> dict[str, str]:
+        """Runs what is not done; returns why experiments failed, by name."""
+        (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+        remove_dead_copies(self.root)
+        done = experiments_on(self.root, self.commit)
+        waiting = [one for one in planned if one.name not in done]
+        self._total, self._ended = len(planned), len(planned) - len(waiting)
+        if self._ended:
+            self.say(f"{self._ended} of {self._total} experiments are done already")
+        with programs.stop_on_signals(), ThreadPoolExecutor(self.jobs) as threads:
+            problems = dict(zip((one.name for one in waiting), threads.map(self._run_one, waiting), strict=True))
+            self.stopped = programs.stopped_by is not None
+        return {name: problem for name, problem in problems.items() if problem}
+
+    def _run_one(self, one: Planned) -> str:
+        """Runs one experiment; returns the problem, or nothing."""
+        if programs.stopped_by:
+            return "not begun"
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", one.name]
+        command += [part for override in one.overrides for part in ("--set-param", override)] + list(self.targets)
+        for attempt in range(1 + RETRIES):
+            code, last = self._attempt(one, command)
+            if BUSY not in last or code == 0:
+                break
+            time.sleep(1 + attempt)
+        with self._lock:
+            self._ended += code == 0
+        if code == 0:
+            self._tell(one, "done", always=True)
+            return ""
+        problem = "stopped" if programs.stopped_by else last
+        self._tell(one, f"failed: {problem}; its log: {self._path(one, 'log')}", always=True)
+        return problem
+
+    def _attempt(self, one: Planned, command: list[str]) -> tuple[int, str]:
+        told, lines = Told(), [""]
+        with self._path(one, "log").open("a", encoding="utf-8") as log:
+
+            def on_line(line: str) -> None:
+                log.write(f"{line}\n")
+                log.flush()
+                if line.startswith(("ERROR", "millrace: ")) or BUSY in line:
+                    lines.append(line.removeprefix("ERROR: "))
+                if news := told.hear(line, time.monotonic()):
+                    self._tell(one, news)
+
+            code = programs.run(command, self.root, environment.for_programs(self._variables()), on_line)
+        told.end(time.monotonic())
+        told.save(self._path(one, "json"))
+        ours = [line for line in lines if line.startswith("millrace: ")]
+        return code, (ours or lines)[-1] or f"exit code {code}"
+
+    def _variables(self) -> dict[str, str]:
+        """Where it is not said otherwise, each experiment gets its part of the cores."""
+        if not self.share or self.jobs == 1:
+            return {}
+        cores = str(max(1, n_cores() // self.jobs))
+        names = ("MILLRACE_EXECUTION__THREADS", "MILLRACE_EXECUTION__WORKERS", "OMP_NUM_THREADS")
+        return {name: os.environ.get(name, cores) for name in names}
+
+    def _path(self, one: Planned, suffix: str) -> Path:
+        return self.folder / "runs" / f"{one.name}.{suffix}"
+
+    def _tell(self, one: Planned, news: str, always: bool = False) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if not always and ": step " in news and now - self._shown.get(one.name, 0.0) < SECONDS_BETWEEN_STEPS:
+                return
+            self._shown[one.name] = now
+            self.say(f"[{self._ended}/{self._total}] {one.name}: {news}")
+
+
+def remove_dead_copies(root: Path) -> list[Path]:
+    """Removes the temporary copies of experiments that were killed: those in which no process works, and none has
+    just begun to."""
+    removed = []
+    begun = time.time() - SECONDS_TO_BEGIN
+    alive = {place for process in psutil.process_iter() if (place := _working_folder(process))}
+    for folder in temporary_copies(root):
+        if folder.stat().st_mtime < begun and not any(place.is_relative_to(folder) for place in alive):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def temporary_copies(root: Path) -> list[Path]:
+    """The copies in which `dvc exp run --temp` and queued experiments work."""
+    base = root / ".dvc" / "tmp" / "exps"
+    return [path for place in (base, base / "standalone") if place.is_dir() for path in place.glob("tmp*")]
+
+
+def _working_folder(process: psutil.Process) -> Path | None:
+    with contextlib.suppress(psutil.Error, OSError):
+        return Path(process.cwd())
+    return None

@@ -137,20 +137,29 @@ def folder_files(root: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def cache_in(root: Path) -> Path:
-    """Where DVC's settings put the cache of a repository, read without DVC; the last setting holds."""
-    cache = root / ".dvc" / "cache"
+    """Where DVC's settings put the cache of a repository."""
+    found = _settings(root, "cache", "dir")
+    return found[0].parent / found[1] if found else root / ".dvc" / "cache"
+
+
+def setting(root: Path, section: str, key: str) -> str:
+    """A setting of DVC, read without it; empty where it is not set."""
+    found = _settings(root, section, key)
+    return found[1] if found else ""
+
+
+def _settings(root: Path, section: str, key: str) -> tuple[Path, str] | None:
+    """The file that sets it last, and the value."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    for path in (
-        Path("/etc/xdg/dvc/config"),
-        home / "dvc" / "config",
-        root / ".dvc/config",
-        root / ".dvc/config.local",
-    ):
+    own = root / ".dvc"
+    found = None
+    for path in (Path("/etc/xdg/dvc/config"), home / "dvc" / "config", own / "config", own / "config.local"):
         settings = configparser.ConfigParser(interpolation=None, strict=False)
         try:
-            settings.read_string(path.read_text(encoding="utf-8"))
+            # DVC writes keys with an indent, which configparser would take for the rest of the line before
+            settings.read_string("\n".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
         except (OSError, configparser.Error):
             continue
-        if chosen := settings.get("cache", "dir", fallback=""):
-            cache = path.parent / chosen.strip("\"'")
-    return cache
+        if chosen := settings.get(section, key, fallback=""):
+            found = (path, chosen.strip("\"'"))
+    return found

@@ -18,6 +18,7 @@ from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.data import data
 from pipeline.explain import command as explain
+from pipeline.gc import gc
 from pipeline.plan import plan
 from pipeline.report import report
 from pipeline.resume import resume
@@ -162,6 +163,7 @@ cli.add_command(plan)
 cli.add_command(explain)
 cli.add_command(ablate)
 cli.add_command(compare)
+cli.add_command(gc)
 
 
 @cli.group()

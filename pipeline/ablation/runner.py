@@ -110,7 +110,8 @@ class Runner:
     def run(self, planned: Sequence[Planned]) -> dict[str, str]:
         """Runs what is not done; returns why experiments failed, by name."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        remove_dead_copies(self.root)
+        for folder in dead_copies(self.root):
+            shutil.rmtree(folder, ignore_errors=True)
         done = experiments_on(self.root, self.commit)
         waiting = [one for one in planned if one.name not in done]
         self._total, self._ended = len(planned), len(planned) - len(waiting)
@@ -179,17 +180,16 @@ class Runner:
             self.say(f"[{self._ended}/{self._total}] {one.name}: {news}")
 
 
-def remove_dead_copies(root: Path) -> list[Path]:
-    """Removes the temporary copies of experiments that were killed: those in which no process works, and none has
-    just begun to."""
-    removed = []
+def dead_copies(root: Path) -> list[Path]:
+    """The temporary copies of experiments that were killed: those in which no process works, and none has just begun
+    to."""
     begun = time.time() - SECONDS_TO_BEGIN
     alive = {place for process in psutil.process_iter() if (place := _working_folder(process))}
-    for folder in temporary_copies(root):
-        if folder.stat().st_mtime < begun and not any(place.is_relative_to(folder) for place in alive):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
-    return removed
+    return [
+        folder
+        for folder in temporary_copies(root)
+        if folder.stat().st_mtime < begun and not any(place.is_relative_to(folder) for place in alive)
+    ]
 
 
 def temporary_copies(root: Path) -> list[Path]:

@@ -136,8 +136,8 @@ def dead_scratch(root: Path, days: float) -> Iterator[Garbage]:
                     yield Garbage(folder, why, bytes_alone([folder]))
     for folder in dead_copies(root):
         yield Garbage(folder, "copy of an experiment that was killed", bytes_alone([folder]))
-    for folder in sorted((base / "worktrees").glob("*/")):
-        if free_of_others(folder):
+    for folder in sorted([*(base / "worktrees").glob("*/"), *(base / "ablations").glob("*/desk/")]):
+        if free_of_others(folder.parent if folder.name == "desk" else folder):
             yield Garbage(folder, "worktree of a run that was killed", bytes_alone([folder]))
     if (smoke := base / "smoke").is_dir() and free_of_others(smoke):
         yield Garbage(smoke, "copy of a smoke run that failed", bytes_alone([smoke]))
@@ -169,7 +169,7 @@ def remove(folder: Path) -> bool:
             if not free:
                 return False
             shutil.rmtree(folder, ignore_errors=True)
-    elif folder.name.startswith("tmp") or free_of_others(folder):
+    elif folder.name.startswith("tmp") or free_of_others(folder.parent if folder.name == "desk" else folder):
         shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
 

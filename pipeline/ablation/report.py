@@ -144,7 +144,8 @@ def table(page: Page, metric: Metric) -> None:
             line += ["", "", "", "", "", f"not compared: {row.refused}"]
         elif found := row.comparison:
             judged = "" if row.p is None else "different" if row.different else "noise"
-            line += [signed(found.difference), interval(found.low, found.high), number(found.p_resampled),
+            line += [signed(found.difference), interval(found.low, found.high),
+                     number(found.p_resampled) if found.n > 1 else "",
                      number(found.p_t), number(row.p), judged]  # fmt: skip
         else:
             line += [""] * 6

@@ -5,6 +5,10 @@ follows from values, seed and commit. So the same command goes on after any end:
 is done, one that was killed goes on in its scratch, and stages that two of them share run once: the second takes
 them from the run cache, or waits on the scratch lock and publishes the first one's files.
 
+To make its copy DVC changes params.yaml and stashes what is not committed, for a second; a kill in that second
+leaves both so (tried). Therefore it is started in a git worktree beside, the desk, which has the files of the
+workspace as they are, and is thrown away.
+
 DVC's own queue (`dvc queue start -j 2`) worked when tried, but its workers are daemons: they outlive Ctrl-C, take
 whatever else is queued, and cannot be given a share of the cores. On GPUs each stage holds the lock of one
 (stages/devices.py); on CPUs each experiment gets its share of the cores.
@@ -21,7 +25,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +33,7 @@ import psutil
 
 from pipeline import environment
 from pipeline.ablation.grid import Planned
+from pipeline.graph import plain_params
 from pipeline.programs import programs
 from pipeline.reproduce import CACHED, UNCHANGED
 from pipeline.revisions import experiments_on
@@ -88,7 +93,8 @@ class Runner:
     """The experiments of one ablation on one commit.
 
     Attributes:
-        folder: of the ablation; logs and what was told lie in runs/.
+        root: the workspace, whose scratch and MLflow store the stages use.
+        folder: of the ablation; logs and what was told lie in runs/, the desk in desk/.
         targets: stages to bring about, with what they wait for; all if empty.
         jobs: experiments at a time.
         share: whether each gets a part of the cores; on GPUs the data stages take what they find.
@@ -110,15 +116,17 @@ class Runner:
     def run(self, planned: Sequence[Planned]) -> dict[str, str]:
         """Runs what is not done; returns why experiments failed, by name."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        for folder in dead_copies(self.root):
-            shutil.rmtree(folder, ignore_errors=True)
         done = experiments_on(self.root, self.commit)
         waiting = [one for one in planned if one.name not in done]
         self._total, self._ended = len(planned), len(planned) - len(waiting)
         if self._ended:
             self.say(f"{self._ended} of {self._total} experiments are done already")
-        with programs.stop_on_signals(), ThreadPoolExecutor(self.jobs) as threads:
-            problems = dict(zip((one.name for one in waiting), threads.map(self._run_one, waiting), strict=True))
+        problems: dict[str, str] = {}
+        with programs.stop_on_signals():
+            if waiting:
+                with desk(self.root, self.folder / "desk") as self._desk, ThreadPoolExecutor(self.jobs) as threads:
+                    names = (one.name for one in waiting)
+                    problems = dict(zip(names, threads.map(self._run_one, waiting), strict=True))
             self.stopped = programs.stopped_by is not None
         return {name: problem for name, problem in problems.items() if problem}
 
@@ -154,19 +162,29 @@ class Runner:
                 if news := told.hear(line, time.monotonic()):
                     self._tell(one, news)
 
-            code = programs.run(command, self.root, environment.for_programs(self._variables()), on_line)
+            code = programs.run(command, self._desk, environment.for_programs(self._variables()), on_line)
         told.end(time.monotonic())
         told.save(self._path(one, "json"))
         ours = [line for line in lines if line.startswith("millrace: ")]
         return code, (ours or lines)[-1] or f"exit code {code}"
 
     def _variables(self) -> dict[str, str]:
-        """Where it is not said otherwise, each experiment gets its part of the cores."""
-        if not self.share or self.jobs == 1:
-            return {}
-        cores = str(max(1, n_cores() // self.jobs))
-        names = ("MILLRACE_EXECUTION__THREADS", "MILLRACE_EXECUTION__WORKERS", "OMP_NUM_THREADS")
-        return {name: os.environ.get(name, cores) for name in names}
+        """Scratch, tracking and first weights are those of the workspace, and each experiment has its part of the
+        cores, where it is not said otherwise."""
+        execution = plain_params(self.root).get("execution") or {}
+        scratch = self.root / ".dvc" / "tmp" / "millrace"
+        found = {}
+        if not execution.get("scratch"):
+            found["MILLRACE_EXECUTION__SCRATCH"] = str(scratch)
+        if not execution.get("tracking_uri"):
+            found["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch / 'mlflow.db'}"
+        if weights := execution.get("init_from"):
+            found["MILLRACE_EXECUTION__INIT_FROM"] = str(self.root / Path(weights).expanduser())
+        if self.share and self.jobs > 1:
+            cores = str(max(1, n_cores() // self.jobs))
+            found |= dict.fromkeys(("MILLRACE_EXECUTION__THREADS", "MILLRACE_EXECUTION__WORKERS"), cores)
+            found["OMP_NUM_THREADS"] = cores
+        return {name: os.environ.get(name) or value for name, value in found.items()}
 
     def _path(self, one: Planned, suffix: str) -> Path:
         return self.folder / "runs" / f"{one.name}.{suffix}"
@@ -178,6 +196,24 @@ class Runner:
                 return
             self._shown[one.name] = now
             self.say(f"[{self._ended}/{self._total}] {one.name}: {news}")
+
+
+@contextlib.contextmanager
+def desk(root: Path, folder: Path) -> Iterator[Path]:
+    """A worktree with the files of the workspace, on the same cache, in which DVC may do as it likes."""
+    from pipeline.experiment import fill, remove
+
+    remove(root, folder)
+    try:
+        fill(root, folder, {})
+        shutil.copy2(root / "params.yaml", folder / "params.yaml")  # byte for byte, as the stage `code` has read it
+        with contextlib.suppress(OSError):  # what was read in files of Python (stages/code/memo.py)
+            memo = Path(".dvc/tmp/millrace/code/modules.json")
+            (folder / memo).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / memo, folder / memo)
+        yield folder
+    finally:
+        remove(root, folder)
 
 
 def dead_copies(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """A repository with the params of Millrace and four stages that write what ablations read, without any work.
 
 Losses depend on params and seed: post_norm makes them worse by far more than seeds do, qk_norm by nothing. Each
-stage adds a line to behaviour/ran of the main repository, so that tests can count what ran.
+stage adds a line to behaviour/ran of the repository, so that tests can count what ran.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ import ctypes, json, os, random, signal, sys, time
 from pathlib import Path
 import yaml
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # end with the parent, as stages do
-stage, main = sys.argv[1], Path(os.environ.get("DVC_ROOT") or ".")
+stage, behaviour = sys.argv[1], Path(os.environ.get("BEHAVIOUR", "behaviour"))
 params = yaml.safe_load(Path("params.yaml").read_text())
-with (main / "behaviour" / "ran").open("a") as log:
+with (behaviour / "ran").open("a") as log:
     log.write(f"{stage} {os.environ.get('DVC_EXP_NAME', '')}\\n")
-if (main / "behaviour" / f"wait-{stage}").exists():
+if (behaviour / f"wait-{stage}").exists():
     time.sleep(600)
 out = Path("data", stage)
 out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ loss = 2 + 0.5 * model["post_norm"] + random.Random(seed).gauss(0, 0.01)
 loss += random.Random(f"{seed}{model['qk_norm']}{model['post_norm']}").gauss(0, 0.002)
 text = "other" if params["pack"]["context_length"] != 256 else "ab" * 16
 if stage == "pack":
-    write("shard.bin", "x" * 100000)
+    write("shard.bin", text * 1000)
     write("metrics.json", {"eval_sha256": text, "tokens_train": 100})
 if stage == "train":
     if seed == 13:
@@ -109,5 +109,7 @@ def ran(root: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def without_gpus() -> dict[str, str]:
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+def variables(root: Path) -> dict[str, str]:
+    """For `millrace` in this repository: no GPUs, this code, and stages that behave as behaviour/ says."""
+    here = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "BEHAVIOUR": str(root / "behaviour")}
+    return {**os.environ, **here}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pipeline.ablation.grid import Variant, for_dvc, name_of, parse, planned, sp
 from pipeline.explain import reasons
 from pipeline.revisions import Revision, experiments_on, git
 from stages.errors import BadInput
-from tests.pipeline import ablation_repository
 from tests.pipeline.ablation_repository import ran, variables
 from tests.pipeline.tiny_repository import command, dvc
 
@@ -100,16 +98,6 @@ def test_values_reach_params_yaml_through_dvc_as_they_were_meant(tmp_path: Path,
     path.write_text("tried:\n  value: before\n")
     apply_overrides(path, [f"tried.value={for_dvc(value)}"])
     assert YAML(typ="safe").load(path.read_text()) == {"tried": {"value": value}}
-
-
-@pytest.fixture(scope="module")
-def template_of_ablations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ablation_repository.write_repository(tmp_path_factory.mktemp("ablations") / "repository")
-
-
-@pytest.fixture
-def abl(template_of_ablations: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template_of_ablations, tmp_path / "repository")
 
 
 def millrace(root: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -78,13 +78,24 @@ def code_differences(one: Revision, other: Revision) -> list[str]:
 
 
 def versions(revision: Revision) -> dict[str, Any]:
-    """Versions of libraries: the pins in git, and the packages whose text was read, as download recorded them."""
+    """Versions of libraries: the pins in git, those that the training ran with, as MLflow has them, and the packages
+    whose text was read, as download recorded them."""
     manifest = revision.json("data/download/manifest.json") or {}
     packages = manifest.get("packages") or {}
     read = {f"text of {name}": version for name, version in packages.items()} if isinstance(packages, dict) else {}
     pins = revision.text("constraints.txt") or ""
     lines = (line.partition("#")[0].strip().partition("==") for line in pins.splitlines())
-    return {name: version for name, equals, version in lines if equals} | read
+    return {name: version for name, equals, version in lines if equals} | trained_with(revision) | read
+
+
+def trained_with(revision: Revision) -> dict[str, str]:
+    """The packages of the training, from its MLflow run in the database of this repository, where there is one."""
+    from pipeline.revisions import tags_of_run
+    from stages.provenance import PACKAGES
+
+    state = revision.json("data/train/last/state.json") or {}
+    tags = tags_of_run(revision.root, str(state.get("run")))
+    return {f"{name} of the training": tags[name] for name in ("python", *PACKAGES) if name in tags}
 
 
 def samples(one: Revision, other: Revision) -> Iterator[dict[str, str]]:
@@ -119,9 +130,9 @@ def page(one: Revision, other: Revision, found: Mapping[str, Any]) -> Any:
         points = [(float(row["tokens"]), float(row["loss_smooth"])) for row in rows_of if row.get("loss_smooth")]
         curves.append(Curve(revision.name, points))
     page.heading("Curves").chart("training loss, smoothed (nats a token)", "tokens", curves)
-    if found["samples"]:
+    if differing := [sample for sample in found["samples"] if sample["a"] != sample["b"]]:
         page.heading("Samples")
-        page.table([["prompt", one.name, other.name], *([s["prompt"], s["a"], s["b"]] for s in found["samples"])], True)
+        page.table([["prompt", one.name, other.name], *([s["prompt"], s["a"], s["b"]] for s in differing)], True)
     return page
 
 

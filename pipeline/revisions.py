@@ -8,10 +8,12 @@ report over thirty experiments reads thirty small files each, and checks nothing
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import sqlite3
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from pipeline.locked import Locked
 from stages.errors import BadInput
 
 WORKSPACE = "workspace"
+RUN_KEY = "millrace.run"  # the tag by which stages/mlflow_store.py finds the run of a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +144,26 @@ def git(root: Path, *arguments: str) -> str | None:
     """What git says, without the last line end; None where it fails."""
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def mlflow_runs(root: Path) -> dict[str, str]:
+    """Ids of MLflow's runs by the key of the training, from the database of this repository; none without one."""
+    return dict(_tracked(root, "select value, run_uuid from tags where key = ?", RUN_KEY))
+
+
+def tags_of_run(root: Path, key: str) -> dict[str, str]:
+    """The tags of the run of a training, by its key."""
+    select = "select key, value from tags where run_uuid in (select run_uuid from tags where key = ? and value = ?)"
+    return dict(_tracked(root, select, RUN_KEY, key))
+
+
+def _tracked(root: Path, select: str, *values: str) -> list[tuple[str, str]]:
+    """Rows of MLflow's database, read as SQLite: importing MLflow takes seconds."""
+    database = root / ".dvc" / "tmp" / "millrace" / "mlflow.db"
+    if not database.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection:
+            return connection.execute(select, values).fetchall()
+    except sqlite3.Error:
+        return []  # it only adds to the page

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.ablation.grid import Variant, shown
 from pipeline.ablation.results import HIGHER_IS_BETTER, SPEED, Metric, Row, Run, metrics_of
 from pipeline.ablation.statistics import ALPHA, POWER, smallest_p
 from pipeline.page import Curve, Page
+from pipeline.revisions import mlflow_runs
 
 SHOWN_METRICS = 12
 
@@ -241,19 +241,6 @@ def varied_params(runs: Sequence[Run]) -> list[str]:
     params = [run.revision.flat_params() for run in runs]
     names = dict.fromkeys(name for one in params for name in one)
     return [n for n in names if n != "train.seed" and len({json.dumps(one.get(n), default=str) for one in params}) > 1]
-
-
-def mlflow_runs(root: Path) -> dict[str, str]:
-    """Ids of MLflow's runs by the key of the training, from the database of this repository, where there is one."""
-    database = root / ".dvc" / "tmp" / "millrace" / "mlflow.db"
-    if not database.exists():
-        return {}
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as c,
-    ):
-        return dict(c.execute("select value, run_uuid from tags where key = 'millrace.run'").fetchall())
-    return {}
 
 
 def plain_metric(metric: Metric) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 DVC copies the repository (links, no data), runs the stages there and keeps the experiment under its name, which
 follows from values, seed and commit. So the same command goes on after any end: an experiment that git has a ref of
-is done, one that was killed goes on in its scratch, and stages that two of them share run once: the second takes
-them from the run cache, or waits on the scratch lock and publishes the first one's files.
+is done, one that was killed goes on in its scratch, and stages that two of them share run once: those that make the
+data of several experiments are run by the first of them, for which the others wait, and then lie in the run cache;
+a training that two reach at the same time is locked by its scratch, and the second publishes the first one's files.
 
 To make its copy DVC changes params.yaml and stashes what is not committed, for a second; a kill in that second
 leaves both so (tried). Therefore it is started in a git worktree beside, the desk, which has the files of the
@@ -32,8 +33,8 @@ from pathlib import Path
 import psutil
 
 from pipeline import environment
-from pipeline.ablation.grid import Planned
-from pipeline.graph import plain_params
+from pipeline.ablation.grid import SEED, Planned
+from pipeline.graph import plain_params, read_graph
 from pipeline.programs import programs
 from pipeline.reproduce import CACHED, UNCHANGED
 from pipeline.revisions import experiments_on
@@ -112,12 +113,16 @@ class Runner:
         self._lock = threading.Lock()
         self._ended = 0
         self._shown: dict[str, float] = {}
+        self._graph = read_graph(self.root)
+        self._ready: dict[str, threading.Event] = {}
 
     def run(self, planned: Sequence[Planned]) -> dict[str, str]:
         """Runs what is not done; returns why experiments failed, by name."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         done = experiments_on(self.root, self.commit)
         waiting = [one for one in planned if one.name not in done]
+        self._ready = {self._data_of(one): threading.Event() for one in waiting}
+        self._leaders = {group: next(o.name for o in waiting if self._data_of(o) == group) for group in self._ready}
         self._total, self._ended = len(planned), len(planned) - len(waiting)
         if self._ended:
             self.say(f"{self._ended} of {self._total} experiments are done already")
@@ -132,6 +137,25 @@ class Runner:
 
     def _run_one(self, one: Planned) -> str:
         """Runs one experiment; returns the problem, or nothing."""
+        ready = self._ready[self._data_of(one)]
+        if self._leaders[self._data_of(one)] != one.name:
+            ready.wait()
+        try:
+            return self._run_now(one)
+        finally:
+            ready.set()
+
+    def _data_of(self, one: Planned) -> str:
+        """Names the data that an experiment trains on: the settings of the stages before the seed is read."""
+        sections = {section for stage in self._before_seed() for section in self._graph.stages[stage].params}
+        chosen = {name: value for name, value in one.variant.settings.items() if name.split(".")[0] in sections}
+        return json.dumps(chosen, sort_keys=True, default=str)
+
+    def _before_seed(self) -> set[str]:
+        seeded = [name for name, stage in self._graph.stages.items() if SEED.split(".")[0] in stage.params]
+        return set(self._graph.select(seeded)) - {*seeded, *(n for s in seeded for n in self._graph.downstream(s))}
+
+    def _run_now(self, one: Planned) -> str:
         if programs.stopped_by:
             return "not begun"
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", one.name]
@@ -159,6 +183,8 @@ class Runner:
                 log.flush()
                 if line.startswith(("ERROR", "millrace: ")) or BUSY in line:
                     lines.append(line.removeprefix("ERROR: "))
+                if (found := RUNNING.match(line) or NAMED.match(line)) and found[1] not in self._before_seed():
+                    self._ready[self._data_of(one)].set()
                 if news := told.hear(line, time.monotonic()):
                     self._tell(one, news)
 

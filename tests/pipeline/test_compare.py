@@ -16,6 +16,8 @@ from stages.errors import BadInput
 from tests.pipeline.ablation_repository import variables
 from tests.pipeline.tiny_repository import command, dvc
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def two(template_of_ablations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,4 +66,4 @@ def test_pins_and_test_text_that_differ_are_told(two: Path) -> None:
     found = comparison(one, other)
     assert found["versions"] == {"numpy": ("not there", "2.0")} and found["same_test_text"]
     assert "other test text" in page(one, other, {**found, "same_test_text": False}).markdown()
-    assert command(two, sys.executable, "-c", "import pipeline.compare, sys; assert 'dvc' not in sys.modules") == ""
+    assert command(ROOT, sys.executable, "-c", "import pipeline.compare, sys; assert 'dvc' not in sys.modules") == ""

@@ -26,11 +26,11 @@ from pipeline.ablation.statistics import (
 )
 from pipeline.revisions import Revision, experiments_on
 
-FIRST = ("evaluate.bits_per_byte", "train.best_validation_loss", "evaluate.test_loss", "evaluate.perplexity")
+QUALITY = ("evaluate.bits_per_byte", "train.best_validation_loss", "evaluate.test_loss", "evaluate.perplexity",
+           "train.validation_loss", "train.train_loss")  # fmt: skip
 SPEED = ("train.tokens_per_s", "train.peak_bytes")
-HIGHER_IS_BETTER = frozenset({"train.tokens_per_s", "train.mfu"})
-PER_TOKEN = frozenset({"evaluate.test_loss", "evaluate.perplexity", "train.best_validation_loss",
-                       "train.validation_loss", "train.train_loss"})  # fmt: skip
+HIGHER_IS_BETTER = frozenset({"train.tokens_per_s"})
+PER_TOKEN = frozenset(QUALITY) - {"evaluate.bits_per_byte"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,8 @@ def metrics_of(runs: Sequence[Run], every: Sequence[Variant]) -> list[Metric]:
         every: the variants of the plan, the baseline first, the control last.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.metrics if run.number(name) is not None))
-    varied = [name for name in names if len({run.number(name) for run in runs}) > 1 or name in (*FIRST, *SPEED)]
-    order = [*FIRST, *SPEED]
+    varied = [name for name in names if len({run.number(name) for run in runs}) > 1 or name in (*QUALITY, *SPEED)]
+    order = [*QUALITY, *SPEED]
     varied.sort(key=lambda name: (order.index(name) if name in order else len(order), names.index(name)))
     return [metric for name in varied if (metric := _metric(name, runs, every))]
 

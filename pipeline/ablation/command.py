@@ -121,11 +121,12 @@ def check(root: Path, every: Sequence) -> None:
 
 
 def state_of(root: Path, params: dict) -> tuple[str, str]:
-    """The commit, and a name for it with the changes that are not in it (but for dvc.lock, which every run changes).
+    """The commit, and a name for it with the changes that are not in it, of files that stages read.
 
     Raises:
         BadInput: no commit, or files that DVC's copies would leave out.
     """
+    from pipeline.graph import read_graph
     from pipeline.revisions import git
 
     if not (commit := git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")):
@@ -135,7 +136,10 @@ def state_of(root: Path, params: dict) -> tuple[str, str]:
     left_out = [path for path in untracked if path.startswith(("model/", "stages/", f"{inputs}/"))]
     if left_out:
         raise BadInput(f"{left_out[0]}: not known to git, so DVC's copies would lack it; `git add` it")
-    changes = git(root, "diff", "HEAD", "--", ".", ":!dvc.lock") or ""
+    stages = read_graph(root).stages.values()
+    made = {path for stage in stages for path in stage.outs}
+    read = sorted({path for stage in stages for path in stage.deps if not Path(path).is_absolute()} - made)
+    changes = git(root, "diff", "HEAD", "--", "dvc.yaml", "params.yaml", *read) or ""
     return commit, f"{commit} {hashlib.sha256(changes.encode()).hexdigest() if changes else ''}"
 
 

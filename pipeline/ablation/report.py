@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ablation.grid import Variant, shown
-from pipeline.ablation.results import HIGHER_IS_BETTER, SPEED, Metric, Row, Run, metrics_of
+from pipeline.ablation.results import HIGHER_IS_BETTER, QUALITY, SPEED, Metric, Row, Run, metrics_of
 from pipeline.ablation.statistics import ALPHA, POWER, smallest_p
 from pipeline.page import Curve, Page
 from pipeline.revisions import mlflow_runs
-
-SHOWN_METRICS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +117,14 @@ def _figures(page: Page, metrics: Sequence[Metric], n: int) -> None:
         if n > 1
         else "One seed each: no interval and no test. Repeat with --seeds 3 or more."
     )
-    quality = [
-        metric for metric in metrics if metric.name not in SPEED and metric.name.startswith(("evaluate", "train"))
-    ]
-    for metric in (quality or list(metrics))[:SHOWN_METRICS]:
+    quality = [metric for metric in metrics if metric.name in QUALITY]
+    for metric in quality or metrics:
         table(page, metric)
-    others = [metric for metric in metrics if metric not in quality and metric.name not in SPEED] if quality else []
+    others = [metric for metric in metrics if metric.name not in (*QUALITY, *SPEED)] if quality else []
     if others:
         page.heading("What else differs")
         names = [row.variant.label for row in metrics[0].rows]
-        means = {metric.name: {r.variant.label: r.summary.mean for r in metric.rows} for metric in others}
+        means = {spoken(m.name): {row.variant.label: row.summary.mean for row in m.rows} for m in others}
         page.table([["mean", *names], *([m, *(number(v.get(name)) for name in names)] for m, v in means.items())])
 
 
@@ -262,8 +258,8 @@ def plain_metric(metric: Metric) -> dict[str, Any]:
 
 
 def spoken(metric: str) -> str:
-    """`bits per byte` of `evaluate.bits_per_byte`; other stages keep their names."""
-    return metric.removeprefix("evaluate.").replace("_", " ")
+    """`bits per byte` of `evaluate.bits_per_byte`; metrics of other stages keep the name of the stage."""
+    return metric.removeprefix("evaluate.").replace(".", ": ", 1).replace("_", " ")
 
 
 def number(value: float | None) -> str:

@@ -159,7 +159,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_its_report(abl: Path) -> None:
     page = (abl / "report" / "report.html").read_text()
     assert page.count("<polyline") == 6 and "http" not in page and "seeds cannot go below 0.5" in page
     markdown = (abl / "report" / "report.md").read_text()
-    assert "train.tokens per s" in markdown and experiments_on(abl, commit).popitem()[1][:10] in markdown
+    assert "train: tokens per s" in markdown and experiments_on(abl, commit).popitem()[1][:10] in markdown
 
     third = millrace(abl, *GRID)
     said, _ = third.communicate(timeout=180)

@@ -52,6 +52,7 @@ def cli() -> None:
       millrace report --watch                how a training is doing, and where its live curves are
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
+      millrace ablate model.post_norm=true   does it matter, or is it noise? several seeds, and a report
 
     Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.
     """
@@ -89,8 +90,10 @@ def run(targets: tuple[str, ...], only: bool, smoke: bool, recipe: str | None, s
     root = find_root()
     check(root, targets, only)
     smoke = smoke or recipe == "smoke"
-    if smoke and (settings or recipe not in (None, "smoke")):
-        raise BadInput("--smoke has its own params (recipes/smoke.yaml); leave out -S and --recipe")
+    if smoke and settings:
+        raise BadInput("--smoke has its own params (recipes/smoke.yaml); leave out -S")
+    if smoke and recipe not in (None, "smoke"):
+        raise BadInput(f"--smoke is a recipe itself; leave out --recipe {recipe}")
     if smoke:
         sys.exit(run_smoke(root, list(targets), only))
     if recipe:  # what is said by -S comes last and holds

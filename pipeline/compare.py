@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.revisions import WORKSPACE, Revision
+if TYPE_CHECKING:
+    from pipeline.revisions import Revision
 
 ABSENT = "not there"
 
 
 @click.command()
 @click.argument("one", metavar="A")
-@click.argument("other", metavar="B", default=WORKSPACE)
+@click.argument("other", metavar="B", default="workspace")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: params, metrics, code, versions, samples.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with curves and samples.")
 def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
@@ -34,6 +35,7 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
       millrace compare post-norm-true-s0-3f2a91c main --html compare.html
     """
     from pipeline.cli import find_root
+    from pipeline.revisions import Revision
 
     root = find_root()
     revisions = Revision.of(root, one), Revision.of(root, other)

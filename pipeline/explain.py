@@ -17,14 +17,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.locked import Locked, State, file_md5
+if TYPE_CHECKING:
+    from pipeline.locked import State
 
 Kind = Literal["param", "file", "code", "command", "never ran", "output"]
 ABSENT = "not there"
@@ -106,6 +106,7 @@ class Present:
 
     def __init__(self, root: Path, dvc_status: dict | None = None):
         from pipeline.graph import plain_params, read_graph
+        from pipeline.locked import Locked
 
         self.root = root
         self.graph = read_graph(root)
@@ -233,6 +234,9 @@ def _digest(hashes: Mapping[str, str]) -> str:
 
 def md5_as_written(fingerprint: dict) -> str:
     """The hash of the file that the stage `code` would write."""
+    import tempfile
+
+    from pipeline.locked import file_md5
     from stages.entry import write_json
 
     with tempfile.TemporaryDirectory() as folder:

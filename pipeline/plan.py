@@ -124,7 +124,7 @@ def make_plan(root: Path, sections: Mapping[str, Any], copies: int = 1) -> Plan:
     ]
     names = [name for name in SOURCES if not name.startswith(("python_docs" if web else "web", "GPU", "CPU"))]
     names += [name for name in SOURCES if name.startswith("GPU" if on_gpu(sections["execution"]) else "CPU")]
-    free, there = shutil.disk_usage(root).free / GB, on_disk(root) / GB
+    free, there = free_bytes(root) / GB, on_disk(root) / GB
     return Plan(
         text / GB, documents, kept / density, sections["train"].max_steps * sections["train"].batch_tokens,
         parameters_of(sections, vocabulary), tuple(steps), copies, free, there, {name: SOURCES[name] for name in names},
@@ -213,6 +213,15 @@ def on_gpu(execution: Any) -> bool:
     from stages.devices import visible_devices
 
     return execution.device == "cuda" or (execution.device == "auto" and bool(visible_devices()))
+
+
+def free_bytes(root: Path) -> int:
+    """On the disk of DVC's cache, where all that is published lies."""
+    from pipeline.locked import cache_in
+
+    cache = cache_in(root)
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def on_disk(root: Path) -> float:

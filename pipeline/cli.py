@@ -13,8 +13,13 @@ from pathlib import Path
 import click
 
 from pipeline import environment
+from pipeline.ablation.command import ablate
 from pipeline.checkpoints import checkpoints
+from pipeline.compare import compare
 from pipeline.data import data
+from pipeline.explain import command as explain
+from pipeline.gc import gc
+from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
 from pipeline.resume import resume
@@ -48,6 +53,7 @@ def cli() -> None:
       millrace report --watch                how a training is doing, and where its live curves are
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
+      millrace ablate model.post_norm=true   does it matter, or is it noise? several seeds, and a report
 
     Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.
     """
@@ -57,10 +63,11 @@ def cli() -> None:
 @click.argument("targets", nargs=-1, metavar="[STAGE]...")
 @click.option("--only", is_flag=True, help="Run just these stages (after `code`), not what they wait for.")
 @click.option("--smoke", is_flag=True, help="Every stage with tiny params, in a copy of the working tree.")
+@click.option("--recipe", metavar="NAME", help="Params of recipes/NAME.yaml: smoke, laptop, 1xh100, 8xh100 or yours.")
 @click.option(
     "-S", "settings", multiple=True, metavar="KEY=VALUE", help="Change a param for this run; can be repeated."
 )
-def run(targets: tuple[str, ...], only: bool, smoke: bool, settings: tuple[str, ...]) -> None:
+def run(targets: tuple[str, ...], only: bool, smoke: bool, recipe: str | None, settings: tuple[str, ...]) -> None:
     """Runs the pipeline, or the named stages and what they wait for.
 
     DVC decides for each stage whether it has to run: Unchanged (inputs, params and code are as they were),
@@ -73,16 +80,27 @@ def run(targets: tuple[str, ...], only: bool, smoke: bool, settings: tuple[str, 
       millrace run train --only        code, then train alone, on the data as it is
       millrace run -S train.seed=1     in a git worktree beside, kept as a DVC experiment
       millrace run --smoke             does every stage work? (recipes/smoke.yaml)
+      millrace run --recipe laptop     params for a machine and a corpus, beside the workspace as -S
 
     A Prefect server is used if PREFECT_API_URL names one, else a temporary one. While another DVC command works
     here, this one waits for it (`dvc repro` would refuse).
     """
+    from pipeline.plan import stop_where_far_short
+    from pipeline.recipes import read_recipe, settings_of
+
     root = find_root()
     check(root, targets, only)
+    smoke = smoke or recipe == "smoke"
     if smoke and settings:
         raise BadInput("--smoke has its own params (recipes/smoke.yaml); leave out -S")
+    if smoke and recipe not in (None, "smoke"):
+        raise BadInput(f"--smoke is a recipe itself; leave out --recipe {recipe}")
     if smoke:
         sys.exit(run_smoke(root, list(targets), only))
+    if recipe:  # what is said by -S comes last and holds
+        settings = (*settings_of(read_recipe(root, recipe)), *settings)
+    if not targets:
+        stop_where_far_short(root, recipe)
     if settings:
         sys.exit(run_experiment(root, settings, list(targets), only))
     sys.exit(run_flow(list(targets), only, root))
@@ -146,6 +164,11 @@ cli.add_command(checkpoints)
 cli.add_command(resume)
 cli.add_command(report)
 cli.add_command(promote)
+cli.add_command(plan)
+cli.add_command(explain)
+cli.add_command(ablate)
+cli.add_command(compare)
+cli.add_command(gc)
 
 
 @cli.group()

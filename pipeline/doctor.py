@@ -125,7 +125,7 @@ def compiler(root: Path) -> Finding:
 
 def disk(root: Path) -> Finding:
     free = shutil.disk_usage(root).free / 1e9
-    mend = "free some space: `dvc gc --all-commits --all-experiments` drops what no commit and no experiment needs"
+    mend = "free some space: `millrace gc` shows what nothing needs any more, and frees it"
     found = f"{free:.0f} GB free"
     if free < ENOUGH_FREE_GB:
         return Finding("disk", "failure" if free < LEAST_FREE_GB else "warning", found, mend)
@@ -139,6 +139,37 @@ def file_system(root: Path) -> Finding:
         mend = "put the repository on a local disk; locks and SQLite are not safe over a network"
         return Finding("file system", "warning", kind, mend)
     return Finding("file system", "ok", kind)
+
+
+def databases(root: Path) -> Finding:
+    """Where SQLite files lie: of DVC's experiments and state, and of MLflow. Over a network they get corrupted."""
+    remote = []
+    for what, place, mend in _database_places(root):
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if (kind := _file_system_of(there)).startswith(NETWORK_FILE_SYSTEMS):
+            remote.append((f"{what} in {place} is on {kind}", mend))
+    if remote:
+        return Finding("databases", "warning", "; ".join(found for found, _ in remote), "; ".join(m for _, m in remote))
+    return Finding("databases", "ok", "the SQLite files of DVC and MLflow are on local disks")
+
+
+def _database_places(root: Path) -> Iterator[tuple[str, Path, str]]:
+    local = "`dvc config --local core.site_cache_dir /local/folder`"
+    yield "DVC's state", Path(links.dvc_setting(root, "core.site_cache_dir") or "/var/tmp/dvc"), local
+    yield (
+        "DVC's folder",
+        root / ".dvc" / "tmp",
+        "put the repository on a local disk, data stay linked to a cache anywhere",
+    )
+    if (execution := _execution(root)) is None or not execution.tracking:
+        return
+    from stages.entry import Job
+    from stages.tracking import store_address
+
+    address, _ = store_address(Job("train", root, execution))
+    if address.startswith("sqlite:///"):
+        mend = "set execution.tracking_uri to a server, or to sqlite:////local/folder/mlflow.db"
+        yield "MLflow's store", Path(address.removeprefix("sqlite:///")).parent, mend
 
 
 def link_type(root: Path) -> Finding:
@@ -183,7 +214,7 @@ def params(root: Path) -> Finding:
 
 
 CHECKS: tuple[Callable[[Path], Finding], ...] = (
-    python, packages, devices, compiler, disk, file_system, git, dvc, link_type, params,
+    python, packages, devices, compiler, disk, file_system, databases, git, dvc, link_type, params,
 )  # fmt: skip
 
 

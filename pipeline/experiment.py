@@ -75,12 +75,12 @@ def worktree(root: Path, settings: Sequence[str]) -> Iterator[Experiment]:
     folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
     with alone_in(folder):
         _sweep(root, folder.parent, keep=folder)
-        _remove(root, folder)
+        remove(root, folder)
         try:
-            _fill(root, folder, overrides)
+            fill(root, folder, overrides)
             yield Experiment(name, folder, {"DVC_ROOT": str(root), "DVC_EXP_NAME": name})
         finally:
-            _remove(root, folder)
+            remove(root, folder)
 
 
 def parse(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -106,7 +106,7 @@ def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
     return f"{label}-{digest}"
 
 
-def _fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
+def fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
     """Makes the worktree: the files as they are now, the params, the cache of the main repository."""
     _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
     inputs = ParamsFile(root / "params.yaml").values.get("download", {}).get("inputs", "")
@@ -130,10 +130,10 @@ def _sweep(root: Path, worktrees: Path, keep: Path) -> None:
     for folder in worktrees.iterdir():
         if folder.is_dir() and folder != keep:
             with contextlib.suppress(BadInput), alone_in(folder):
-                _remove(root, folder)
+                remove(root, folder)
 
 
-def _remove(root: Path, folder: Path) -> None:
+def remove(root: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "worktree", "prune"], cwd=root, capture_output=True, check=False)
 

@@ -64,7 +64,12 @@ def cache_folder(root: Path) -> Path:
 
 def configured(root: Path) -> str:
     """`cache.type` as DVC resolves it; empty means its default, reflink and else copy."""
-    answer = dvc(root, "config", "cache.type")
+    return dvc_setting(root, "cache.type")
+
+
+def dvc_setting(root: Path, name: str) -> str:
+    """A setting of DVC as it resolves it; empty where it is not set."""
+    answer = dvc(root, "config", name)
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from stages.code.combinations import check_combinations
 from stages.code.fingerprint import HASH_LENGTH
 from stages.code.imports import Project
+from stages.code.memo import memo_of
 from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
@@ -26,11 +27,12 @@ from stages.progress import say
 VERSION = 1
 
 # Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and
-# the registry report it; execution is where and how fast; the hooks of train that look on write pages, tables
-# and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
+# the registry report it; execution and devices are where and how fast; the hooks of train that look on write
+# pages, tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
 # compares bytes.
 WITHOUT_EFFECT = frozenset(
     {
+        "stages.devices",
         "stages.execution",
         "stages.export.registry",
         "stages.mlflow_store",
@@ -51,12 +53,14 @@ def run(job: Job) -> None:
     params = ParamsFile(job.root / "params.yaml")
     sections = read_sections(params)
     check_combinations(params, sections)
-    project = Project(job.root)
+    memo = memo_of(job.root)
+    project = Project(job.root, memo)
     own = own_modules(params, project, sections["model"])
     own += own_training_modules(params, project, sections["train"])
     stages = stage_names(project)
     for stage in stages:
         write_json(job.staging / f"{stage}.json", fingerprint(project, stage, own))
+    memo.save()
     say(f"code: params.yaml is valid; fingerprints of {len(stages)} stages, {len(project.files)} modules")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.checkpoint import load_model, model_config, read_json
+from stages.devices import own_gpus
 from stages.entry import Job, file_sha256, plain, write_json
 from stages.errors import BadInput
 from stages.evaluate import curves
@@ -72,6 +73,7 @@ def run(job: Job, evaluate: EvaluateParams) -> None:
     best = job.root / "data/train/best"
     state = read_json(best, "state.json")
     with (
+        own_gpus(job),
         open_run(job, state["run"], {"evaluate": plain(evaluate)}) as tracked,
         ThreadPoolExecutor(max_workers=1) as thread,
     ):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from stages.checkpoint import checkpoints_in, folder_of, problem_of
+from stages.devices import own_gpus
 from stages.entry import Job
 from stages.errors import Failed
 from stages.train.launch import launch
@@ -58,10 +59,12 @@ def train_in(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> 
     if job.execution.launcher == "environment":
         lead(job, folder)
         work(job, model, train, folder, launched=True)
-    elif job.execution.n_processes == 1:
-        work(job, model, train, folder)
-    else:
-        launch(job, folder)
+        return
+    with own_gpus(job, job.execution.n_processes):
+        if job.execution.n_processes == 1:
+            work(job, model, train, folder)
+        else:
+            launch(job, folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import environment
+from tests.pipeline import ablation_repository
 from tests.pipeline.tiny_repository import write_repository
 
 
@@ -22,6 +23,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(template: Path, tmp_path: Path) -> Path:
     """The tiny repository, committed, nothing run."""
     return shutil.copytree(template, tmp_path / "repository")
+
+
+@pytest.fixture(scope="session")
+def template_of_ablations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ablation_repository.write_repository(tmp_path_factory.mktemp("ablations") / "repository")
+
+
+@pytest.fixture
+def abl(template_of_ablations: Path, tmp_path: Path) -> Path:
+    """A repository with the params of Millrace whose stages do no work, committed, run once."""
+    return shutil.copytree(template_of_ablations, tmp_path / "repository")
 
 
 @pytest.fixture

@@ -143,7 +143,8 @@ def test_a_key_that_does_not_stand_in_the_file_is_a_default(broken: Path) -> Non
 def test_the_doctor_finds_this_repository_well() -> None:
     findings = {finding.check: finding for finding in doctor.examine(ROOT)}
     assert list(findings) == [
-        "python", "packages", "torch", "compiler", "disk", "file system", "git", "dvc", "links", "params"
+        "python", "packages", "torch", "compiler", "disk", "file system", "databases", "git", "dvc", "links",
+        "params",
     ]  # fmt: skip
     assert {check for check, finding in findings.items() if finding.level == "failure"} == set()
     assert all(finding.mend for finding in findings.values() if finding.level != "ok")

@@ -1,0 +1,180 @@
+"""The command `millrace gc`: frees cache and scratch that nothing needs any more.
+
+    cache      what neither the workspace, a branch, a tag, HEAD nor an experiment names (`dvc gc` underneath), also
+               those of other git worktrees that share the cache
+    scratch    finished work, which has been published; unfinished work that nobody has touched for a week; copies
+               and worktrees that killed experiments left
+
+It shows what it would free, and asks. A folder in which a process works is held by its lock and stays. A run that
+would need a freed output makes it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+
+from stages.errors import BadInput
+
+KEPT = ("--workspace", "--all-branches", "--all-tags", "--rev", "HEAD", "--all-experiments")
+REMOVING = re.compile(r"Removing (/.+)$", re.MULTILINE)
+DIGEST = re.compile(r"[0-9a-f]{16}")
+DAY = 86400
+
+
+@dataclasses.dataclass(frozen=True)
+class Garbage:
+    """Something that can go: a folder or file, why, and the bytes that its removal frees."""
+
+    path: Path
+    why: str
+    n_bytes: int
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be freed, and remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--days", default=7.0, show_default=True, help="Unfinished work stays for so long after its last change.")
+def gc(dry_run: bool, yes: bool, days: float) -> None:
+    """Frees cache that no kept experiment, branch, tag or workspace needs, and scratch that is done with.
+
+    First it prints what would go. To keep an experiment's outputs keep the experiment; `dvc exp remove NAME` gives
+    them up. Commits that are no tip of a branch and have no tag are not kept: tag what you want to come back to.
+
+    \b
+      millrace gc --dry-run
+      millrace gc --days 0 --yes       unfinished trainings as well, but for those at work
+    """
+    from pipeline.checkpoints import size
+    from pipeline.cli import find_root
+
+    root = find_root()
+    cache, scratch = list(dead_cache(root)), list(dead_scratch(root, days))
+    for one in scratch:
+        click.echo(f"{size(one.n_bytes):>9}  {one.path.relative_to(root)}  ({one.why})")
+    freed = sum(one.n_bytes for one in cache)
+    click.echo(f"{size(freed):>9}  DVC cache: {len(cache)} files that nothing kept names")
+    total = size(freed + sum(one.n_bytes for one in scratch))
+    if not cache and not scratch:
+        click.echo("nothing to free")
+        return
+    if dry_run:
+        click.echo(f"{total:>9}  would be freed; nothing was removed")
+        return
+    if not yes:
+        click.confirm(f"free {total}?", abort=True)
+    if cache:
+        run_dvc_gc(root, dry=False)
+    left = [one for one in scratch if not remove(one.path)]
+    for one in left:
+        click.echo(f"{one.path.relative_to(root)} stays: a process works in it, or it cannot be removed", err=True)
+    click.echo(f"freed {size(freed + sum(one.n_bytes for one in scratch if one not in left))}")
+    if any(one.path.exists() for one in left):
+        sys.exit(1)
+
+
+def dead_cache(root: Path) -> Iterator[Garbage]:
+    """The files of the cache that `dvc gc` would remove."""
+    for name in dict.fromkeys(REMOVING.findall(run_dvc_gc(root, dry=True))):
+        path = Path(name)
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            yield Garbage(path, "no revision names it", found.st_size if found.st_nlink == 1 else 0)
+
+
+def run_dvc_gc(root: Path, dry: bool) -> str:
+    """What `dvc gc` says.
+
+    Raises:
+        BadInput: it refused, with its reason.
+    """
+    from pipeline.links import dvc
+
+    others = [part for path in sharing_worktrees(root) for part in ("--projects", str(path))]
+    answer = dvc(root, "gc", *KEPT, *others, "--force", *(["--dry"] if dry else []))
+    if answer.returncode:
+        raise BadInput(f"`dvc gc` refused: {answer.stderr.strip().splitlines()[-1]}")
+    return answer.stdout + answer.stderr
+
+
+def sharing_worktrees(root: Path) -> list[Path]:
+    """The other worktrees of this repository that use the same cache; what they have not committed is needed too."""
+    from pipeline.locked import cache_in
+    from pipeline.revisions import git
+
+    lines = (git(root, "worktree", "list", "--porcelain") or "").splitlines()
+    paths = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    cache = cache_in(root).resolve()
+    return [
+        path
+        for path in paths
+        if path.resolve() != root.resolve() and (path / ".dvc").is_dir() and cache_in(path).resolve() == cache
+    ]
+
+
+def dead_scratch(root: Path, days: float) -> Iterator[Garbage]:
+    """Scratch that nobody works in and nobody needs."""
+    from pipeline.ablation.runner import dead_copies
+    from stages.entry import exclusive, scratch_root
+    from stages.execution import Execution
+    from stages.params import ParamsFile
+
+    execution = ParamsFile(root / "params.yaml").section("execution", Execution)
+    base = Path(execution.scratch or scratch_root(root))
+    for folder in sorted(base.glob("*/*")):
+        if folder.is_dir() and DIGEST.fullmatch(folder.name):
+            with exclusive(folder) as free:
+                if free and (why := why_dead(folder, days)):
+                    yield Garbage(folder, why, bytes_alone([folder]))
+    for folder in dead_copies(root):
+        yield Garbage(folder, "copy of an experiment that was killed", bytes_alone([folder]))
+    for folder in sorted([*(base / "worktrees").glob("*/"), *(base / "ablations").glob("*/desk/")]):
+        if free_of_others(folder.parent if folder.name == "desk" else folder):
+            yield Garbage(folder, "worktree of a run that was killed", bytes_alone([folder]))
+    if (smoke := base / "smoke").is_dir() and free_of_others(smoke):
+        yield Garbage(smoke, "copy of a smoke run that failed", bytes_alone([smoke]))
+
+
+def why_dead(folder: Path, days: float) -> str:
+    """Why a scratch folder is needed no more, or nothing."""
+    if (folder / "finished").exists():
+        return "finished and published"
+    newest = max((path.lstat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
+    age = (time.time() - newest) / DAY
+    return f"unfinished, untouched for {age:.0f} days" if age >= days else ""
+
+
+def free_of_others(folder: Path) -> bool:
+    from pipeline.smoke import alone_in
+
+    with contextlib.suppress(BadInput), alone_in(folder):
+        return True
+    return False
+
+
+def remove(folder: Path) -> bool:
+    """Removes a folder of scratch, unless somebody has begun to work in it meanwhile."""
+    from stages.entry import exclusive
+
+    if DIGEST.fullmatch(folder.name):
+        with exclusive(folder) as free:
+            if not free:
+                return False
+            shutil.rmtree(folder, ignore_errors=True)
+    elif folder.name.startswith("tmp") or free_of_others(folder.parent if folder.name == "desk" else folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+def bytes_alone(folders: Iterable[Path]) -> int:
+    """The bytes below folders that are nowhere else: a file with another link takes its space there as well."""
+    found = [path.lstat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return sum(one.st_size for one in found if one.st_nlink == 1)

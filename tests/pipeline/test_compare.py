@@ -1,0 +1,69 @@
+"""pipeline.compare and pipeline.revisions: two runs side by side, read from git and the cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import cli
+from pipeline.compare import comparison, page
+from pipeline.revisions import Revision, commit_of, experiments_on, git
+from stages.errors import BadInput
+from tests.pipeline.ablation_repository import variables
+from tests.pipeline.tiny_repository import command, dvc
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def two(template_of_ablations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commit `main` and the experiment `normed`; the workspace is as committed."""
+    root = shutil.copytree(template_of_ablations, tmp_path_factory.mktemp("two") / "repository")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEHAVIOUR", variables(root)["BEHAVIOUR"])
+        dvc(root, "exp", "run", "--quiet", "--temp", "--name", "normed", "-S", "model.post_norm=true", "evaluate")
+    return root
+
+
+def test_what_differs_between_an_experiment_and_its_commit(
+    two: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(two)
+    cli.main(["compare", "main", "normed", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == {"model.post_norm": [False, True]} and found["same_test_text"]
+    bits = found["metrics"]["evaluate.bits_per_byte"]
+    assert bits[1] - bits[0] == pytest.approx(0.5, abs=0.02)
+    assert found["samples"][0]["a"] == f" loss is {bits[0]:.3f}" and found["samples"][0]["prompt"] == "The"
+    cli.main(["compare", "main", "normed", "--html", "page.html"], standalone_mode=False)
+    text = (two / "page.html").read_text()
+    assert text.count("<polyline") == 2 and "model.post_norm" in text and "<script" not in text
+    cli.main(["compare", "main"], standalone_mode=False)
+    assert "| model.post_norm" not in capsys.readouterr().out  # the workspace is as committed
+
+
+def test_a_revision_is_read_without_a_checkout(two: Path) -> None:
+    one = Revision.of(two, "normed")
+    assert (
+        one.params["model"]["post_norm"] is True
+        and one.commit == experiments_on(two, git(two, "rev-parse", "HEAD") or "")["normed"]
+    )
+    assert one.json("data/train/last/state.json")["run"] == "run-0"  # a file within a folder
+    assert one.json("data/train/last/nothing.json") is None and one.rows("data/evaluate/nothing.csv") == []
+    assert one.metrics()["train.tokens_per_s"] == 1000
+    assert Revision.of(two, "workspace").metrics()["evaluate.eval_sha256"] == "ab" * 16
+    with pytest.raises(BadInput, match="no-such: no commit, branch, tag or experiment"):
+        commit_of(two, "no-such")
+
+
+def test_pins_and_test_text_that_differ_are_told(two: Path) -> None:
+    (two / "constraints.txt").write_text("numpy==2.0  # a pin\n")
+    one, other = Revision.of(two, "main"), Revision.of(two, "workspace")
+    found = comparison(one, other)
+    assert found["versions"] == {"numpy": ("not there", "2.0")} and found["same_test_text"]
+    assert "other test text" in page(one, other, {**found, "same_test_text": False}).markdown()
+    assert command(ROOT, sys.executable, "-c", "import pipeline.compare, sys; assert 'dvc' not in sys.modules") == ""

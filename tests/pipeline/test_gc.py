@@ -1,0 +1,98 @@
+"""`millrace gc`: what goes and what stays, on a repository with experiments and scratch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import cli
+from pipeline.gc import sharing_worktrees
+from pipeline.revisions import Revision
+from stages.entry import Job
+from tests.pipeline.ablation_repository import variables
+from tests.pipeline.tiny_repository import command, dvc
+
+
+@pytest.fixture
+def used(abl: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With an experiment that is kept, and one that was given up."""
+    monkeypatch.setenv("BEHAVIOUR", variables(abl)["BEHAVIOUR"])
+    for name, value in (("kept", "0.5"), ("given-up", "0.25")):
+        dvc(abl, "exp", "run", "--quiet", "--temp", "--name", name, "-S", f"train.lr={value}", "-S", "train.seed=7",
+            *(["-S", "model.post_norm=true"] if name == "kept" else []), "evaluate")  # fmt: skip
+    dvc(abl, "exp", "remove", "given-up")
+    monkeypatch.chdir(abl)
+    return abl
+
+
+def cached(root: Path) -> set[Path]:
+    return {path for path in (root / ".dvc/cache/files").rglob("*") if path.is_file()}
+
+
+def test_the_cache_keeps_what_something_kept_names(used: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = cached(used)
+    cli.main(["gc", "--dry-run"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert cached(used) == before and "would be freed; nothing was removed" in said and "DVC cache: 0 files" not in said
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    after = cached(used)
+    assert after < before and f"DVC cache: {len(before - after)} files" in said
+    kept = Revision.of(used, "kept")
+    assert kept.json("data/evaluate/metrics.json")["bits_per_byte"] > 2.4 and kept.rows("data/train/loss.csv")
+    shutil.rmtree(used / "data" / "train")
+    dvc(used, "checkout", "--quiet")
+    assert "up to date" in dvc(used, "status")
+    capsys.readouterr()
+    cli.main(["gc", "--dry-run"], standalone_mode=False)
+    assert "nothing to free" in capsys.readouterr().out
+
+
+def test_scratch_goes_when_it_is_done_or_old_and_nobody_works_there(
+    abl: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    base = abl / ".dvc" / "tmp" / "millrace"
+
+    def folder(name: str, days: float = 0, finished: bool = False) -> Path:
+        path = base / "train" / name
+        path.mkdir(parents=True)
+        (path / "step").write_text("x" * 1000)
+        if finished:
+            (path / "finished").touch()
+        for each in (path / "step", path):
+            os.utime(each, (time.time() - days * 86400,) * 2)
+        return path
+
+    old, new = folder("b" * 16, days=9), folder("c" * 16, days=2)
+    dead = base / "worktrees" / "lr-1234567"
+    dead.mkdir(parents=True)
+    (base / "train" / "notes").mkdir()
+    job = Job("train", abl)
+    with job.scratch() as at_work:
+        done = folder("a" * 16, finished=True)
+        (at_work / "finished").touch()  # while it publishes
+        cli.main(["gc", "--yes"], standalone_mode=False)
+        assert at_work.exists()
+    said = capsys.readouterr().out
+    assert "finished and published" in said and "unfinished, untouched for 9 days" in said
+    assert [path.exists() for path in (done, old, new, dead, base / "train" / "notes")] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    cli.main(["gc", "--yes", "--days", "0"], standalone_mode=False)
+    assert not new.exists()
+
+
+def test_worktrees_that_share_the_cache_keep_theirs(abl: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    command(abl, "git", "worktree", "add", "--quiet", "--detach", str(beside))
+    assert sharing_worktrees(abl) == []  # a cache of its own
+    dvc(beside, "cache", "dir", "--local", str(abl / ".dvc" / "cache"))
+    assert sharing_worktrees(abl) == [beside]

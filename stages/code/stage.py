@@ -26,9 +26,9 @@ from stages.progress import say
 
 VERSION = 1
 
-# Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and
-# the registry report it; execution and devices are where and how fast; the hooks of train that look on write
-# pages, tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
+# Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and the
+# registry report it; execution and devices are where and how fast; the hooks of train that look on write pages,
+# tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
 # compares bytes.
 WITHOUT_EFFECT = frozenset(
     {

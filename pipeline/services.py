@@ -31,7 +31,7 @@ import psutil
 from pipeline import environment
 from pipeline.addresses import Addresses, folder
 from pipeline.gpu_slot import LIMIT
-from pipeline.programs import guarded
+from pipeline.programs import bound, guarded
 from pipeline.server import START_SECONDS, unreachable
 from stages.entry import Job
 from stages.errors import BadInput
@@ -103,9 +103,10 @@ class Services:
         self._start_mlflow()
         self._until(lambda: not unreachable(f"{self.pages}/api", seconds=1), "the Prefect server does not answer")
         for pool in POOLS:
-            self._ask("work_pools/", {"name": pool, "type": "process"})
-        self._ask("v2/concurrency_limits/", {"name": LIMIT, "limit": max(self.n_slots, 1)})
-        self._ask(f"v2/concurrency_limits/{LIMIT}", {"limit": max(self.n_slots, 1)}, method="PATCH")
+            self._ask("work_pools/", {"name": pool, "type": "process"}, accepted=409)  # there already
+        limit = {"limit": max(self.n_slots, 1)}
+        if self._ask(f"v2/concurrency_limits/{LIMIT}", limit, "PATCH", accepted=404) == 404:
+            self._ask("v2/concurrency_limits/", {"name": LIMIT, **limit})
         workers = POOLS if self.n_slots else POOLS[:1]
         for pool in workers:
             self._run(pool, [*program, "worker", "start", "--pool", pool, "--type", "process", "--name", pool])
@@ -189,7 +190,7 @@ class Services:
         del variables["MILLRACE_ROOT"]  # each worker has its own
         with (self.folder / "deploy.log").open("wb") as log:
             deploy = subprocess.Popen(
-                guarded(command),
+                bound(command),
                 cwd=self.root,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -197,9 +198,12 @@ class Services:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.running.append(Service("deploy", command, deploy))
-        self._until(lambda: deploy.poll() is not None, "`prefect deploy --all` does not end")
-        self.running.pop()
+        try:
+            self._until(lambda: deploy.poll() is not None, "`prefect deploy --all` does not end")
+        finally:
+            deploy.kill()
+        if deploy.returncode:
+            raise Ended(f"`prefect deploy --all` refused prefect.yaml: {self._last_line('deploy')}")
 
     def _until(self, done: Callable[[], bool], problem: str) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -207,7 +211,7 @@ class Services:
             if self.stopping():
                 raise Ended("stopped")
             for service in self.running:
-                if service.process and service.process.poll() is not None and service.name != "deploy":
+                if service.process and service.process.poll() is not None:
                     raise Ended(f"{service.name} has ended: {self._last_line(service.name)}")
             if time.monotonic() > deadline:
                 raise Ended(f"{problem} within {START_SECONDS} s; logs are in {self.folder}")
@@ -216,16 +220,16 @@ class Services:
     def _is_online(self, pool: str) -> bool:
         return any(worker["status"] == "ONLINE" for worker in self._ask(f"work_pools/{pool}/workers/filter", {}))
 
-    def _ask(self, what: str, body: dict[str, Any], method: str = "POST") -> Any:
-        """The answer of the server's REST interface; None where what is to be made is there already."""
+    def _ask(self, what: str, body: dict[str, Any], method: str = "POST", accepted: int = 200) -> Any:
+        """The answer of the server's REST interface, or its status where it is the one that is accepted."""
         address, headers = f"{self.pages}/api/{what}", {"Content-Type": "application/json"}
         request = urllib.request.Request(address, json.dumps(body).encode(), headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
-            if error.code == 409:
-                return None
+            if error.code == accepted:
+                return accepted
             raise Ended(f"the Prefect server refused {what}: status {error.code}") from None
 
     def _last_line(self, name: str) -> str:
@@ -276,6 +280,6 @@ def check_free(port: int, option: str) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise BadInput(
-                f"{option} {port}: {(error.strerror or str(error)).lower()} on {HOST}; stop what uses it, or take another: "
-                f"millrace up {option} {port + 1}"
+                f"{option} {port}: {(error.strerror or str(error)).lower()} on {HOST}; stop what uses it, or take "
+                f"another: millrace up {option} {port + 1}"
             ) from None

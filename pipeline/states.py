@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.explain import reasons
 from pipeline.reproduce import Outcome
 
 SHOWN = 3  # reasons; the rest is counted
@@ -25,6 +24,8 @@ def why(root: Path, stage: str, changed: Sequence[str]) -> str:
         changed: stages that it waits for and that have just run.
     """
     with contextlib.suppress(Exception):
+        from pipeline.explain import reasons
+
         if found := [str(reason) for reason in reasons(root, stage)]:
             more = len(found) - SHOWN
             return "; ".join(found[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
@@ -51,8 +52,8 @@ def message_of(outcome: Outcome, reason: str = "", exit_code: int = 0, stopped_b
 def show_waiting(line: str) -> None:
     """Shows in the UI that the present task waits, and for what; an empty line when it goes on."""
     from prefect import get_client
-    from prefect.context import TaskRunContext
     from prefect.client.schemas.objects import State
+    from prefect.context import TaskRunContext
     from prefect.states import Running
 
     context = TaskRunContext.get()

@@ -19,6 +19,7 @@ from pipeline import environment
 from pipeline.addresses import Addresses
 from pipeline.checkpoints import checkpoints
 from pipeline.data import data
+from pipeline.explain import command as explain
 from pipeline.report import report
 from pipeline.resume import resume
 from pipeline.up import up
@@ -150,6 +151,7 @@ cli.add_command(checkpoints)
 cli.add_command(resume)
 cli.add_command(report)
 cli.add_command(up)
+cli.add_command(explain)
 
 
 @cli.group()

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.explain import reasons
 from pipeline.reproduce import Outcome
 
 SHOWN = 3  # reasons; the rest is counted
@@ -24,8 +25,6 @@ def why(root: Path, stage: str, changed: Sequence[str]) -> str:
         changed: stages that it waits for and that have just run.
     """
     with contextlib.suppress(Exception):
-        from pipeline.explain import reasons
-
         if found := [str(reason) for reason in reasons(root, stage)]:
             more = len(found) - SHOWN
             return "; ".join(found[:SHOWN]) + (f"; and {more} more" if more > 0 else "")

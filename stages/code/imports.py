@@ -12,30 +12,35 @@ Files beside a module that are no Python (a template, a kernel's source) count a
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from stages.code.fingerprint import function_hashes
+from stages.code.memo import Memo, Reading
 from stages.errors import BadInput
 from stages.portable import running
 
 PACKAGES = ("model", "stages")
 NOT_CODE = frozenset({".pyc", ".pyo", ".so", ".typed"})
+MODULE_NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)*")
 
 
 class Project:
-    """The modules of the project, each parsed and hashed once.
+    """The modules of the project, each read once.
 
     Attributes:
         files: the path of every module by its dotted name; a package stands for its `__init__.py`.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, memo: Memo | None = None):
         self.root = root
         self.files = dict(_modules(root))
+        self._memo = memo
         self._trees: dict[str, ast.Module] = {}
+        self._readings: dict[str, Reading] = {}
         self._imports: dict[str, set[str]] = {}
-        self._hashes: dict[str, dict[str, str]] = {}
+        self._data_files: dict[Path, list[Path]] = {}
 
     def tree(self, module: str) -> ast.Module:
         """The syntax tree of a module.
@@ -55,9 +60,7 @@ class Project:
 
     def hashes(self, module: str) -> dict[str, str]:
         """One hash per function of a module; none for a module that does nothing."""
-        if module not in self._hashes:
-            self._hashes[module] = function_hashes(self.tree(module))
-        return self._hashes[module]
+        return self._reading(module).hashes
 
     def reachable(self, start: str, without: frozenset[str]) -> list[str]:
         """The modules that `start` can reach, itself included; those in `without` are not entered."""
@@ -72,30 +75,44 @@ class Project:
     def imports(self, module: str) -> set[str]:
         """The modules of the project that `module` names, with the packages that hold them."""
         if module not in self._imports:
-            found: set[str] = set()
-            for node in running(self.tree(module)):
-                for name in self._named(node, module):
-                    found.update(self._with_packages(name))
-            self._imports[module] = found
+            reading = self._reading(module)
+            named = [*reading.imports, *(name for name in reading.strings if name in self.files)]
+            self._imports[module] = {part for name in named for part in self._with_packages(name)}
         return self._imports[module]
 
     def data_files(self, module: str) -> list[Path]:
         """The files beside a module that are not Python, and those in subfolders without Python."""
-        return sorted(_data_files(self.files[module].parent))
+        folder = self.files[module].parent
+        if folder not in self._data_files:
+            self._data_files[folder] = sorted(_data_files(folder))
+        return self._data_files[folder]
 
-    def _named(self, node: ast.AST, module: str) -> Iterator[str]:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source = node.module or ""
-            if node.level:
-                package = module if self.files[module].name == "__init__.py" else module.rpartition(".")[0]
-                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-                source = ".".join([*parents, *([source] if source else [])])
-            yield source
-            yield from (f"{source}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in self.files:
-            yield node.value
+    def _reading(self, module: str) -> Reading:
+        if module not in self._readings:
+            path = self.files[module]
+            name, content = path.relative_to(self.root).as_posix(), path.read_bytes() if self._memo else b""
+            reading = self._memo.get(name, content) if self._memo else None
+            if reading is None:
+                tree = self.tree(module)
+                strings = {node.value for node in running(tree) if _names_a_module(node)}  # type: ignore[attr-defined]
+                reading = Reading(sorted(self._imported(module)), sorted(strings), function_hashes(tree))
+                if self._memo:
+                    self._memo.put(name, content, reading)
+            self._readings[module] = reading
+        return self._readings[module]
+
+    def _imported(self, module: str) -> Iterator[str]:
+        for node in running(self.tree(module)):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                source = node.module or ""
+                if node.level:
+                    package = module if self.files[module].name == "__init__.py" else module.rpartition(".")[0]
+                    parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                    source = ".".join([*parents, *([source] if source else [])])
+                yield source
+                yield from (f"{source}.{alias.name}" for alias in node.names)
 
     def _with_packages(self, name: str) -> Iterator[str]:
         """`a.b.c` as a, a.b and a.b.c, those that are modules of the project."""
@@ -103,6 +120,10 @@ class Project:
         for end in range(1, len(parts) + 1):
             if (prefix := ".".join(parts[:end])) in self.files:
                 yield prefix
+
+
+def _names_a_module(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(MODULE_NAME.fullmatch(node.value))
 
 
 def _modules(root: Path) -> Iterator[tuple[str, Path]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from stages.code.combinations import check_combinations
 from stages.code.fingerprint import HASH_LENGTH
 from stages.code.imports import Project
+from stages.code.memo import memo_of
 from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
@@ -50,12 +51,14 @@ def run(job: Job) -> None:
     params = ParamsFile(job.root / "params.yaml")
     sections = read_sections(params)
     check_combinations(params, sections)
-    project = Project(job.root)
+    memo = memo_of(job.root)
+    project = Project(job.root, memo)
     own = own_modules(params, project, sections["model"])
     own += own_training_modules(params, project, sections["train"])
     stages = stage_names(project)
     for stage in stages:
         write_json(job.staging / f"{stage}.json", fingerprint(project, stage, own))
+    memo.save()
     say(f"code: params.yaml is valid; fingerprints of {len(stages)} stages, {len(project.files)} modules")
 
 

@@ -49,23 +49,22 @@ def publish(workspace: Workspace, graph: Graph, states: Mapping[str, State], com
 
 
 def graph_page(graph: Graph, states: Mapping[str, State]) -> str:
-    boxes = [Box(name, str(state.name), *_beside(state)) for name, state in states.items()]
-    order = [name for name in graph.stages if name in states]
-    boxes.sort(key=lambda box: order.index(box.name))
+    """The picture, and the same as a table, with the reasons in full."""
+    boxes = [box_of(name, states[name]) for name in graph.stages if name in states]
     upstream = {name: graph.upstream[name] & states.keys() for name in states}
-    rows = [f"| {box.name} | {box.state} | {box.beside} | {_cell(box.below)} |" for box in boxes]
+    rows = [f"| {box.name} | {box.state} | {box.time} | {_cell(box.message)} |" for box in boxes]
     picture = data_address(graph_picture(boxes, upstream))
     return "\n".join([f"![the graph]({picture})", "", "| stage | state | time | reason |", "|-|-|-|-|", *rows])
 
 
-def _beside(state: State) -> tuple[str, str]:
-    """What a box shows beside the name of the stage, and below it."""
+def box_of(name: str, state: State) -> Box:
     result = state.result(raise_on_failure=False)
     seconds = result.seconds if isinstance(result, Reproduced) else 0
-    return (f"{state.name}, {seconds:.1f} s" if seconds else str(state.name)), state.message or ""
+    return Box(name, str(state.name), f"{seconds:.1f} s" if seconds else "", state.message or "")
 
 
 def metrics_page(root: Path, graph: Graph) -> str:
+    """A table of all metrics; empty where there is none."""
     rows = []
     for stage in graph.stages.values():
         for path in stage.metrics:
@@ -89,6 +88,7 @@ def shown(value: float) -> str:
 
 
 def curves_page(root: Path, graph: Graph) -> str:
+    """The pictures of the plots that dvc.yaml describes by x and y."""
     plots = [plot for stage in graph.stages.values() for plot in stage.plots if (root / plot.path).is_file()]
     pictures = []
     for plot in plots:

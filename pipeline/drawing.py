@@ -33,12 +33,12 @@ MOST_POINTS = 400
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A stage in the picture: what stands in bold, beside it, and below."""
+    """A stage in the picture: its name in bold, state and time beside it, the message below."""
 
     name: str
     state: str
-    beside: str = ""
-    below: str = ""
+    time: str = ""
+    message: str = ""
 
 
 def data_address(svg: str) -> str:
@@ -87,13 +87,14 @@ def direct(name: str, upstream: Mapping[str, set[str]]) -> set[str]:
 
 def _box(box: Box, left: float, top: float, width: float) -> str:
     letters = int((width - 24) / CHARACTER)
-    below = box.below if len(box.below) <= letters else box.below[: letters - 1] + "…"
+    below = box.message if len(box.message) <= letters else box.message[: letters - 1] + "…"
+    beside = f"{box.state}, {box.time}" if box.time else box.state
     dash = " stroke-dasharray='5 4'" if box.state == "NotRun" else ""
     return (
         f"<rect x='{left:.1f}' y='{top}' width='{width:.1f}' height='{BOX}' rx='8' "
         f"fill='{COLOURS.get(box.state, '#64707d')}' stroke='#9aa4b0'{dash}/>"
         f"<text x='{left + 12:.1f}' y='{top + 22}' {FONT} font-size='15' font-weight='600' fill='#fff'>"
-        f"{escape(box.name)}<tspan font-weight='400' font-size='13' dx='10'>{escape(box.beside)}</tspan></text>"
+        f"{escape(box.name)}<tspan font-weight='400' font-size='13' dx='10'>{escape(beside)}</tspan></text>"
         f"<text x='{left + 12:.1f}' y='{top + 41}' {FONT} font-size='12' fill='#e6ebf0'>{escape(below)}</text>"
     )
 

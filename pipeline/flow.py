@@ -26,6 +26,7 @@ from typing import Any
 from prefect import allow_failure, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import Abort
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -128,17 +129,23 @@ def pretrain(
         a completed state; a failed one, with the exit code of the first stage that failed; or a cancelled
         one after a signal.
     """
-    if os.environ.get("PREFECT__FLOW_RUN_ID"):
-        die_with_parent()  # the worker: kill -9 of it must not leave us behind
+    by_worker = bool(os.environ.get("PREFECT__FLOW_RUN_ID"))
+    if by_worker:
+        die_with_parent()  # kill -9 of the worker must not leave us behind
     root = Path(directory).resolve()
     with programs.stop_on_signals():
         try:
             workspace = Workspace(root, force=force, remote=remote and has_remote(root))
             if overrides:
-                return _run_beside(workspace, overrides, targets or [], only)
-            return _run(workspace, read_graph(root), targets or [], only)
+                state = _run_beside(workspace, overrides, targets or [], only)
+            else:
+                state = _run(workspace, read_graph(root), targets or [], only)
         except BadInput as error:
-            return Failed(message=str(error), data=Reproduced("Failed", BAD_INPUT))
+            state = Failed(message=str(error), data=Reproduced("Failed", BAD_INPUT))
+    if by_worker and not state.is_completed():
+        # its state and message say everything: any other result would be logged as an unexpected exception
+        state.data = Abort(state.message)
+    return state
 
 
 def _run_beside(workspace: Workspace, overrides: dict[str, Any], targets: list[str], only: bool) -> State:

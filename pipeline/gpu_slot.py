@@ -68,12 +68,13 @@ def on_gpu(root: Path) -> bool:
 
 
 @contextlib.contextmanager
-def gpu_slot(say: Callable[[str], None], show: Callable[[str], None], stopping: Callable[[], bool]) -> Iterator[None]:
+def gpu_slot(say: Callable[[str], None], show: Callable[[str], bool], stopping: Callable[[], bool]) -> Iterator[None]:
     """Holds a slot of `gpu` for the block, after waiting for one; holds none where there is no such limit.
 
     Args:
         say: gets a line when it has to wait, and every ten seconds while it does.
-        show: gets the same, to be shown as the state of the task; an empty text when the waiting is over.
+        show: gets the same, to be shown as the state of the task, again until it says that it was; an empty text
+            when the waiting is over.
         stopping: whether to give up: the block then runs without a slot and must find out for itself.
     """
     from prefect import get_client
@@ -95,11 +96,11 @@ def gpu_slot(say: Callable[[str], None], show: Callable[[str], None], stopping: 
 
 
 def _wait(
-    client: SyncPrefectClient, say: Callable[[str], None], show: Callable[[str], None], stopping: Callable[[], bool]
+    client: SyncPrefectClient, say: Callable[[str], None], show: Callable[[str], bool], stopping: Callable[[], bool]
 ) -> UUID | None:
     """The lease of a slot, as soon as there is one; None without a limit or a server, or when stopping."""
     began = time.monotonic()
-    next_line = began
+    next_line, was_shown = began, True
     while not stopping():
         try:
             lease = _ask(client)
@@ -107,8 +108,8 @@ def _wait(
             if (now := time.monotonic()) >= next_line:
                 line = f"waits for a slot of `{LIMIT}` since {now - began:.0f} s ({_occupied(client)})"
                 say(line)
-                show(line)
-                next_line = now + SAY_SECONDS
+                next_line, was_shown = now + SAY_SECONDS, False
+            was_shown = was_shown or show(line)
             time.sleep(ASK_SECONDS)
             continue
         except Exception as error:  # any way in which a server can be away

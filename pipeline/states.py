@@ -48,8 +48,11 @@ def message_of(outcome: Outcome, reason: str = "", exit_code: int = 0, stopped_b
     return f"exited with {exit_code}"
 
 
-def show_waiting(line: str) -> None:
-    """Shows in the UI that the present task waits, and for what; an empty line when it goes on."""
+def show_waiting(line: str) -> bool:
+    """Shows in the UI that the present task waits, and for what; an empty line when it goes on.
+
+    Returns False where the server does not know the task yet, which it does a little later.
+    """
     from prefect import get_client
     from prefect.client.schemas.objects import State
     from prefect.context import TaskRunContext
@@ -57,7 +60,9 @@ def show_waiting(line: str) -> None:
 
     context = TaskRunContext.get()
     if context is None:
-        return
+        return True
     state: State = Running(name="WaitsForGPU", message=line) if line else Running()
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # a picture, not the work
         client.set_task_run_state(context.task_run.id, state, force=True)
+        return True
+    return False

@@ -42,6 +42,7 @@ from stages.tracking import store_address
 HOST = "127.0.0.1"
 POOLS = ("cpu", "gpu")
 LOOK_SECONDS = 0.2
+BUSY = 503  # the status of a server whose database is locked just now
 END_SECONDS = 4.0
 MOST_STARTS, IN_SECONDS = 4, 60.0
 SETTINGS = {
@@ -224,13 +225,17 @@ class Services:
         """The answer of the server's REST interface, or its status where it is the one that is accepted."""
         address, headers = f"{self.pages}/api/{what}", {"Content-Type": "application/json"}
         request = urllib.request.Request(address, json.dumps(body).encode(), headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:
-            if error.code == accepted:
-                return accepted
-            raise Ended(f"the Prefect server refused {what}: status {error.code}") from None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code == accepted:
+                    return accepted
+                if error.code != BUSY or self.stopping() or time.monotonic() > deadline:
+                    raise Ended(f"the Prefect server refused {what}: status {error.code}") from None
+            time.sleep(LOOK_SECONDS)
 
     def _last_line(self, name: str) -> str:
         log = self.folder / f"{name}.log"

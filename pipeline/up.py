@@ -14,12 +14,15 @@ is kept in .dvc/tmp/millrace/up. How each is started is the work of pipeline/ser
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 
 import click
 
 from pipeline.addresses import folder
 from pipeline.programs import ending_signals
+
+FAILED = 1
 
 
 @click.command()
@@ -64,7 +67,8 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
             services.watch(click.echo)
     except Ended as error:
         if not asked.is_set():
-            raise click.ClickException(str(error)) from None
+            click.echo(f"millrace: {error}", err=True)
+            sys.exit(FAILED)
     click.echo("millrace: stopped")
 
 

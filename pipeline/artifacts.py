@@ -22,6 +22,7 @@ from pipeline.drawing import Box, curve_picture, data_address, graph_picture
 from pipeline.graph import Graph, Plot
 from pipeline.mlflow_link import links
 from pipeline.reproduce import Reproduced, Workspace
+from pipeline.server import unreachable
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -32,7 +33,11 @@ Pages = Mapping[str, Callable[[], str]]
 def publish(workspace: Workspace, graph: Graph, states: Mapping[str, State], complain: Callable[[str], None]) -> None:
     """Creates the artifacts of the present flow run; one that cannot be made costs a line."""
     from prefect.artifacts import create_markdown_artifact
+    from prefect.settings import PREFECT_API_URL
 
+    if problem := unreachable(PREFECT_API_URL.value() or ""):
+        complain(f"no artifacts: the Prefect server does not answer ({problem})")
+        return
     root = workspace.directory
     pages: Pages = {
         "graph": lambda: graph_page(graph, states),
@@ -45,7 +50,7 @@ def publish(workspace: Workspace, graph: Graph, states: Mapping[str, State], com
             if text := page():
                 create_markdown_artifact(text, key=f"pretrain-{name}")
         except Exception as error:  # whatever it is, the stages are done
-            complain(f"no artifact pretrain-{name}: {type(error).__name__}: {str(error).splitlines()[0:1]}")
+            complain(f"no artifact pretrain-{name}: {type(error).__name__}: {error}")
 
 
 def graph_page(graph: Graph, states: Mapping[str, State]) -> str:

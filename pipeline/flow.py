@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -101,6 +102,9 @@ def run_stage(step: Step, workspace: Workspace, upstream: dict[str, Reproduced])
     return ended(name=result.outcome, message=message, data=result)
 
 
+# How flows of this process have ended, for the time when no server can be told.
+concluded: list[State] = []
+
 # as many threads as stages: one that waits for another holds its thread
 at_once: Any = ThreadPoolTaskRunner()
 
@@ -132,6 +136,7 @@ def pretrain(
     by_worker = bool(os.environ.get("PREFECT__FLOW_RUN_ID"))
     if by_worker:
         die_with_parent()  # kill -9 of the worker must not leave us behind
+        _outlive_output()
     root = Path(directory).resolve()
     with programs.stop_on_signals():
         try:
@@ -142,10 +147,18 @@ def pretrain(
                 state = _run(workspace, read_graph(root), targets or [], only)
         except BadInput as error:
             state = Failed(message=str(error), data=Reproduced("Failed", BAD_INPUT))
+    concluded.append(state)
     if by_worker and not state.is_completed():
         # its state and message say everything: any other result would be logged as an unexpected exception
         state.data = Abort(state.message)
     return state
+
+
+def _outlive_output() -> None:
+    """Log lines that no worker reads any more are dropped, where rich would end the process."""
+    for handler in logging.getLogger("prefect").handlers:
+        if console := getattr(handler, "console", None):
+            console.on_broken_pipe = lambda: None
 
 
 def _run_beside(workspace: Workspace, overrides: dict[str, Any], targets: list[str], only: bool) -> State:
@@ -229,6 +242,13 @@ def run(root: Path, server: str = "", **parameters: Any) -> tuple[int, str]:
         server: the address of a server to use where none is configured.
         parameters: those of `pretrain`, but for the directory.
     """
+    concluded.clear()
     with prefect_api(server):
-        state = pretrain(**parameters, directory=str(root), return_state=True)
-        return exit_code(state), state.message or str(state.name)
+        try:
+            state = pretrain(**parameters, directory=str(root), return_state=True)
+            lost = ""
+        except Exception as error:  # the server went away for longer than Prefect's client asks again, a minute
+            if not concluded:
+                raise
+            state, lost = concluded[-1], f"; the Prefect server could not be told ({type(error).__name__})"
+        return exit_code(state), (state.message or str(state.name)) + lost

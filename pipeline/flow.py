@@ -156,7 +156,7 @@ def pretrain(
 
 def _outlive_output() -> None:
     """Log lines that no worker reads any more are dropped, where rich would end the process."""
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in logging.getLogger().handlers:
         if console := getattr(handler, "console", None):
             console.on_broken_pipe = lambda: None
 

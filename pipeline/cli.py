@@ -53,6 +53,7 @@ def cli() -> None:
       millrace report --watch                how a training is doing, and where its live curves are
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
+      millrace up                            Prefect, its workers and the MLflow UI on this machine
 
     Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.
     """

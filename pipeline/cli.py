@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline import environment
 from pipeline.ablation.command import ablate
+from pipeline.addresses import Addresses
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.data import data
@@ -23,6 +27,7 @@ from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
 from pipeline.resume import resume
+from pipeline.up import up
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -54,6 +59,7 @@ def cli() -> None:
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
       millrace ablate model.post_norm=true   does it matter, or is it noise? several seeds, and a report
+      millrace up                            Prefect, its workers and the MLflow UI on this machine
 
     Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.
     """
@@ -62,12 +68,15 @@ def cli() -> None:
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="[STAGE]...")
 @click.option("--only", is_flag=True, help="Run just these stages (after `code`), not what they wait for.")
+@click.option("--force", is_flag=True, help="Run the chosen stages also where nothing has changed.")
 @click.option("--smoke", is_flag=True, help="Every stage with tiny params, in a copy of the working tree.")
 @click.option("--recipe", metavar="NAME", help="Params of recipes/NAME.yaml: smoke, laptop, 1xh100, 8xh100 or yours.")
 @click.option(
     "-S", "settings", multiple=True, metavar="KEY=VALUE", help="Change a param for this run; can be repeated."
 )
-def run(targets: tuple[str, ...], only: bool, smoke: bool, recipe: str | None, settings: tuple[str, ...]) -> None:
+def run(
+    targets: tuple[str, ...], only: bool, force: bool, smoke: bool, recipe: str | None, settings: tuple[str, ...]
+) -> None:
     """Runs the pipeline, or the named stages and what they wait for.
 
     DVC decides for each stage whether it has to run: Unchanged (inputs, params and code are as they were),
@@ -82,8 +91,8 @@ def run(targets: tuple[str, ...], only: bool, smoke: bool, recipe: str | None, s
       millrace run --smoke             does every stage work? (recipes/smoke.yaml)
       millrace run --recipe laptop     params for a machine and a corpus, beside the workspace as -S
 
-    A Prefect server is used if PREFECT_API_URL names one, else a temporary one. While another DVC command works
-    here, this one waits for it (`dvc repro` would refuse).
+    A Prefect server is used if PREFECT_API_URL names one or `millrace up` runs here, else a temporary one. While
+    another DVC command works here, this one waits for it (`dvc repro` would refuse).
     """
     from pipeline.plan import stop_where_far_short
     from pipeline.recipes import read_recipe, settings_of
@@ -101,9 +110,8 @@ def run(targets: tuple[str, ...], only: bool, smoke: bool, recipe: str | None, s
         settings = (*settings_of(read_recipe(root, recipe)), *settings)
     if not targets:
         stop_where_far_short(root, recipe)
-    if settings:
-        sys.exit(run_experiment(root, settings, list(targets), only))
-    sys.exit(run_flow(list(targets), only, root))
+    overrides = experiment_of(root, settings, targets, only) if settings else None
+    sys.exit(run_flow(root, targets=list(targets), only=only, force=force, overrides=overrides))
 
 
 @cli.command()
@@ -165,6 +173,7 @@ cli.add_command(resume)
 cli.add_command(report)
 cli.add_command(promote)
 cli.add_command(plan)
+cli.add_command(up)
 cli.add_command(explain)
 cli.add_command(ablate)
 cli.add_command(compare)
@@ -218,13 +227,13 @@ def check(root: Path, targets: tuple[str, ...], only: bool) -> None:
     resolved(root)
 
 
-def run_flow(targets: list[str], only: bool, folder: Path, variables: dict[str, str] | None = None) -> int:
-    """Runs the flow and prints how it ended; the exit code."""
+def run_flow(root: Path, **parameters: Any) -> int:
+    """Runs the flow with these parameters and prints how it ended; the exit code."""
     from pipeline import flow
     from pipeline.server import NoServer
 
     try:
-        code, message = flow.run(targets, only, folder, variables)
+        code, message = flow.run(root, Addresses.read(find_root()).prefect, **parameters)
     except NoServer as error:
         code, message = FAILED, str(error)
     click.echo(f"millrace: {message}", err=code != 0)
@@ -237,7 +246,7 @@ def run_smoke(root: Path, targets: list[str], only: bool) -> int:
 
     with smoke_copy(root) as folder:
         check(folder, tuple(targets), only)
-        if code := run_flow(targets, only, folder):
+        if code := run_flow(folder, targets=targets, only=only):
             click.echo(f"millrace: smoke failed; its copy stays in {folder}", err=True)
             sys.exit(code)
         passed = read_graph(folder).select(targets, only)
@@ -245,29 +254,21 @@ def run_smoke(root: Path, targets: list[str], only: bool) -> int:
     return 0
 
 
-def run_experiment(root: Path, settings: tuple[str, ...], targets: list[str], only: bool) -> int:
-    from pipeline.experiment import worktree
-    from pipeline.graph import read_graph
-    from pipeline.programs import programs
+def experiment_of(root: Path, settings: tuple[str, ...], targets: tuple[str, ...], only: bool) -> dict[str, Any]:
+    """The overrides of `-S`, such as `{"train.max_steps": 20}`, found good before anything is started."""
+    from pipeline.experiment import dotted, parse
+    from pipeline.smoke import override_params
 
-    # from the first file of the worktree to its removal, so that a signal leaves neither it nor half an experiment
-    with programs.stop_on_signals(), worktree(root, settings) as experiment:
+    overrides = parse(settings)
+    with tempfile.TemporaryDirectory() as name:
+        for file in ("params.yaml", "dvc.yaml"):
+            shutil.copy(root / file, name)
+        override_params(Path(name) / "params.yaml", overrides)
         try:
-            check(experiment.folder, tuple(targets), only)
+            check(Path(name), targets, only)
         except BadInput as error:  # params.yaml itself has been checked
             raise BadInput(f"-S: {re.sub(r'^params[.]yaml(:[0-9]+)?: ', '', str(error))}") from None
-        if code := run_flow(targets, only, experiment.folder, experiment.variables):
-            return code
-        graph = read_graph(experiment.folder)
-        if foreign := experiment.foreign_metrics(graph):
-            click.echo(
-                f"millrace: no experiment saved: the metrics of {', '.join(foreign)} are not of these params; what ran "
-                "is in the DVC cache, and the same command without stages runs the rest"
-            )
-            return 0
-        experiment.save(graph.select(targets, only))
-    click.echo(f"millrace: experiment {experiment.name}: `dvc exp show`, `dvc exp apply {experiment.name}`")
-    return 0
+    return dotted(overrides)
 
 
 def main() -> None:

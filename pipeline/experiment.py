@@ -1,6 +1,8 @@
 """Runs with other params beside the workspace, and keeps the result as a DVC experiment.
 
-    millrace run -S train.max_steps=20      ->      experiment steps-3f2a91c: dvc exp show
+    millrace run -S train.max_steps=20                 ->      experiment max-steps-3f2a91c: dvc exp show
+    prefect deployment run pretrain/cpu \\
+      -p overrides='{"train.max_steps": 20}'           ->      the same
 
 `dvc exp run` cannot be split into one task per stage. So the working tree, as it is now, is copied into
 a git worktree in .dvc/tmp/millrace; params.yaml is edited there; the flow runs there, on the same DVC
@@ -17,7 +19,7 @@ import dataclasses
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,20 @@ class Experiment:
         unseen = stale | {stage for name in stale & graph.stages.keys() for stage in graph.downstream(name)}
         return [name for name, stage in graph.stages.items() if stage.metrics and name in unseen]
 
+    def keep(self, graph: Graph, stages: Sequence[str]) -> str:
+        """Saves the experiment if its metrics are of its params; the line that says what was done.
+
+        Raises:
+            BadInput: DVC refused, with its reason.
+        """
+        if foreign := self.foreign_metrics(graph):
+            return (
+                f"no experiment saved: the metrics of {', '.join(foreign)} are not of these params; what ran is in the "
+                "DVC cache, and the same command without stages runs the rest"
+            )
+        self.save(stages)
+        return f"experiment {self.name}: `dvc exp show`, `dvc exp apply {self.name}`"
+
     def save(self, stages: Sequence[str]) -> None:
         """Keeps params, metrics and the outputs of `stages` as a DVC experiment of the present commit.
 
@@ -63,13 +79,12 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def worktree(root: Path, settings: Sequence[str]) -> Iterator[Experiment]:
-    """A worktree with the present files and with `settings` such as "train.max_steps=20" in params.yaml.
+def worktree(root: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Iterator[Experiment]:
+    """A worktree with the present files and with overrides such as `{"train": {"max_steps": 20}}` in params.yaml.
 
     Raises:
-        BadInput: a setting that cannot be read, no commit to stand on, or the same command at work.
+        BadInput: no commit to stand on, or the same command at work.
     """
-    overrides = parse(settings)
     commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", problem="there is no commit yet")
     name = name_of(commit, overrides)
     folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
@@ -98,15 +113,31 @@ def parse(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def name_of(commit: str, overrides: dict[str, dict[str, Any]]) -> str:
+def nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"train.max_steps": 20}`, as the flow takes it, as `{"train": {"max_steps": 20}}`."""
+    found: dict[str, dict[str, Any]] = {}
+    for dotted, value in overrides.items():
+        section, _, key = dotted.partition(".")
+        if not (section and key) or "." in key:
+            raise BadInput(f'overrides: {dotted}: must read section.key, as in {{"train.max_steps": 20}}')
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def dotted(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The inverse of `nested`."""
+    return {f"{section}.{key}": value for section, keys in overrides.items() for key, value in keys.items()}
+
+
+def name_of(commit: str, overrides: Mapping[str, Mapping[str, Any]]) -> str:
     """A name that tells the last overridden key, and is the same for the same commit and overrides."""
-    flat = sorted(f"{section}.{key}={value!r}" for section, keys in overrides.items() for key, value in keys.items())
+    flat = sorted(f"{name}={value!r}" for name, value in dotted(overrides).items())
     digest = hashlib.sha256("\n".join([commit, *flat]).encode()).hexdigest()[:7]
     label = list(list(overrides.values())[-1])[-1].replace("_", "-")
     return f"{label}-{digest}"
 
 
-def fill(root: Path, folder: Path, overrides: dict[str, dict[str, Any]]) -> None:
+def fill(root: Path, folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> None:
     """Makes the worktree: the files as they are now, the params, the cache of the main repository."""
     _git(root, "worktree", "add", "--detach", "--no-checkout", str(folder), "HEAD", problem="no worktree can be made")
     inputs = ParamsFile(root / "params.yaml").values.get("download", {}).get("inputs", "")

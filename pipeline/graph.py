@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,16 @@ REFUSED = ("foreach", "matrix", "wdir", "vars")
 
 
 @dataclasses.dataclass(frozen=True)
+class Plot:
+    """A CSV file with a curve: the names of its columns."""
+
+    path: str
+    x: str
+    y: str
+    title: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage. Paths are as in dvc.yaml, with the templates filled in."""
 
@@ -38,6 +48,8 @@ class Stage:
     outs: tuple[str, ...] = ()  # metrics and plots included
     metrics: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    gpu: bool = False  # runs on a GPU where there is one: `meta: {gpu: true}`
 
 
 class Graph:
@@ -84,6 +96,11 @@ class Graph:
             waiting += upstream
         return [name for name in self.stages if name in wanted]
 
+    def made(self, name: str) -> tuple[str, ...]:
+        """Those dependencies of a stage that other stages make."""
+        outs = [out for other in self.upstream[name] for out in self.stages[other].outs]
+        return tuple(dep for dep in self.stages[name].deps if any(_overlap(dep, out) for out in outs))
+
     def downstream(self, name: str) -> list[str]:
         """The stages that need `name`, directly or through others."""
         found = {name}
@@ -129,7 +146,17 @@ def _stage(name: str, entry: Mapping[str, Any], root: Path) -> Stage:
         outs=paths("outs", "metrics", "plots"),
         metrics=paths("metrics"),
         params=paths("params"),
+        plots=tuple(_plots(entry.get("plots", []))),
+        gpu=bool((entry.get("meta") or {}).get("gpu", False)),
     )
+
+
+def _plots(entries: Iterable[Any]) -> Iterator[Plot]:
+    for item in entries:
+        if isinstance(item, Mapping):
+            path, settings = next(iter(item.items()))
+            if {"x", "y"} <= set(settings):
+                yield Plot(str(path), settings["x"], settings["y"], settings.get("title", str(path)))
 
 
 def _param(dotted: str, stage: str, root: Path) -> str:

@@ -24,6 +24,8 @@ from types import FrameType
 ESCALATION = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STOPPED = 130
 LEFT_BEHIND_SECONDS = 3
+GUARD = "--guard"
+GUARD_SECONDS = 2.5
 
 
 class Programs:
@@ -86,6 +88,10 @@ class Programs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, passed_on)
 
+    def stopping(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self.stopped_by is not None
+
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:
         """Within this block SIGINT, SIGTERM and SIGHUP call `stop` and nothing else; after it programs run again.
@@ -128,15 +134,53 @@ def bound(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-S", __file__, str(os.getpid()), *command]
 
 
-def _become(parent: int, command: list[str]) -> None:
-    """Asks for the signal, then becomes the program; the request outlives exec."""
+def guarded(command: Sequence[str]) -> list[str]:
+    """The command, with a guard that ends it, and all it has started in its group, when we die or ask for it.
+
+    For servers, which start processes of their own and take their time to end. To be started in a new session.
+    """
+    return [sys.executable, "-S", __file__, GUARD, str(os.getpid()), *command]
+
+
+def _ask_for_signal(parent: int) -> None:
+    """SIGTERM for this process when its parent dies; the request outlives exec."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(STOPPED)
-    os.execvp(command[0], command)
+
+
+class _Asked(Exception):
+    """A signal asks the guard for the end."""
+
+
+def _guard(command: list[str]) -> None:
+    """Runs the command in this process group. At its end, or at a signal, nothing of the group is left."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise _Asked
+
+    program = None
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, ask)
+        program = subprocess.Popen(bound(command))
+        program.wait()
+    except _Asked:
+        pass
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    if program:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(timeout=GUARD_SECONDS)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == GUARD:
+        _ask_for_signal(int(sys.argv[2]))
+        _guard(sys.argv[3:])
+    _ask_for_signal(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

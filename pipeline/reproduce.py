@@ -10,9 +10,13 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline import environment
 from pipeline.links import dvc
@@ -22,6 +26,7 @@ Outcome = Literal["Unchanged", "Cached", "Completed", "Failed", "Busy", "Stopped
 
 UNCHANGED = "didn't change, skipping"
 CACHED = "is cached - skipping run, checking out outputs"
+PULLED, NOT_PULLED = "Pulling data for stage", "Unable to pull data for stage"
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (-?\d+)")
 # What DVC says after every single stage.
@@ -42,14 +47,16 @@ class Reproduced:
     """What became of a stage.
 
     Attributes:
-        outcome: `Unchanged`, `Cached` (outputs from DVC's run cache), `Completed` (it ran), `Failed`,
+        outcome: `Unchanged`, `Cached` (outputs from DVC's run cache or remote), `Completed` (it ran), `Failed`,
             `Busy` (another DVC process works on its files), `Stopped` by a signal, or `NotRun` because what
             it waits for is not done.
         exit_code: of the stage itself where DVC tells it: 2 is bad params or input.
+        seconds: how long it took, DVC included.
     """
 
     outcome: Outcome
     exit_code: int = 0
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
     @property
     def done(self) -> bool:
@@ -57,10 +64,38 @@ class Reproduced:
         return self.outcome in ("Unchanged", "Cached", "Completed")
 
 
-def reproduce(
-    stage: str, directory: Path, say: Callable[[str], None], variables: Mapping[str, str] | None = None
-) -> Reproduced:
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """Where stages run, and how.
+
+    Attributes:
+        directory: the root of the repository, or of a copy of it.
+        variables: what the environment of the stages gets beside our own.
+        force: run stages also when nothing has changed, and take nothing from the run cache.
+        remote: take outputs from DVC's default remote before a stage runs, and send them there when it has.
+    """
+
+    directory: Path
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    force: bool = False
+    remote: bool = False
+
+
+def reproduce(stage: str, workspace: Workspace, say: Callable[[str], None]) -> Reproduced:
     """Runs one stage through DVC if it has to run; its lines go to `say`."""
+    began = time.monotonic()
+    wishes = [*(["--force"] * workspace.force), *(["--pull"] * workspace.remote)]
+    exit_code, text = _dvc(["repro", "--single-item", *wishes, stage], workspace, say)
+    result = judge(text, exit_code, stopping=programs.stopped_by is not None)
+    if workspace.remote and result.outcome in ("Completed", "Cached"):
+        exit_code, _ = _dvc(["push", "--run-cache", stage], workspace, say)
+        if exit_code and programs.stopped_by is None:
+            say(f"`dvc push {stage}` failed; its outputs are in the cache of this machine, and a later run sends them")
+    return dataclasses.replace(result, seconds=time.monotonic() - began)
+
+
+def _dvc(arguments: list[str], workspace: Workspace, say: Callable[[str], None]) -> tuple[int, str]:
+    """The exit code of `dvc` and all that it said; what is not the same after every stage goes to `say` at once."""
     lines: list[str] = []
 
     def on_line(line: str) -> None:
@@ -68,9 +103,9 @@ def reproduce(
         if line.strip() and not line.strip().startswith(REPEATED):
             say(line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    exit_code = programs.run(command, directory, environment.for_programs(variables), on_line)
-    return judge("\n".join(lines), exit_code, stopping=programs.stopped_by is not None)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    exit_code = programs.run(command, workspace.directory, environment.for_programs(workspace.variables), on_line)
+    return exit_code, "\n".join(lines)
 
 
 def judge(text: str, exit_code: int, stopping: bool = False) -> Reproduced:
@@ -78,7 +113,8 @@ def judge(text: str, exit_code: int, stopping: bool = False) -> Reproduced:
     if exit_code == 0:
         if UNCHANGED in text:
             return Reproduced("Unchanged")
-        return Reproduced("Cached" if CACHED in text else "Completed")
+        taken = CACHED in text or (PULLED in text and NOT_PULLED not in text)
+        return Reproduced("Cached" if taken else "Completed")
     found = EXIT_CODE.findall(text)
     stage_code = int(found[-1]) if found else 1
     if stopping or stage_code == STOPPED or exit_code == STOPPED:
@@ -98,3 +134,24 @@ def stale_stages(directory: Path) -> set[str] | None:
         return set(json.loads(answer.stdout)) if answer.returncode == 0 else None
     except json.JSONDecodeError:
         return None
+
+
+def inputs_came_out_equal(directory: Path, stage: str, made: Iterable[str]) -> bool:
+    """Whether dvc.lock has the dependencies `made` as the stages that have just run left them.
+
+    DVC would find the same and skip a stage that was up to date before; so no process is started, and no GPU waited
+    for. In doubt, as when another process writes the file just now, the answer is no.
+    """
+    try:
+        stages = YAML(typ="safe").load((directory / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        outs = {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
+        deps = {dep["path"]: dep["md5"] for dep in stages[stage]["deps"]}
+        return all(deps[path] == outs[path] for path in made)
+    except (OSError, YAMLError, LookupError, TypeError):
+        return False
+
+
+def has_remote(directory: Path) -> bool:
+    """Whether DVC has a default remote here."""
+    answer = dvc(directory, "config", "core.remote")
+    return answer.returncode == 0 and bool(answer.stdout.strip())

@@ -45,10 +45,10 @@ def resume(run: str, accept: bool) -> None:
     if show_changes(job, folder) and not accept:
         raise BadInput("nothing was done; add --accept to go on across these changes")
     upstream = read_graph(root).upstream["train"]
-    if code := run_flow(sorted(upstream), False, root):
+    if code := run_flow(root, targets=sorted(upstream)):
         sys.exit(code)
     adopt(root, folder)
-    sys.exit(run_flow(["train"], True, root))
+    sys.exit(run_flow(root, targets=["train"], only=True))
 
 
 def show_changes(job: Any, folder: Path) -> bool:

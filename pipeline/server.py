@@ -33,11 +33,14 @@ class NoServer(Exception):
 
 
 @contextlib.contextmanager
-def prefect_api() -> Iterator[str]:
+def prefect_api(local: str = "") -> Iterator[str]:
     """The address of a Prefect API that answers; within the block Prefect uses it.
 
     A configured server that does not answer does not stop the pipeline: it is named, and a temporary
     one takes its place.
+
+    Args:
+        local: a server that is used where none is configured and it answers: that of `millrace up`.
 
     Raises:
         NoServer: the temporary server did not start.
@@ -48,6 +51,11 @@ def prefect_api() -> Iterator[str]:
     if configured and not (problem := unreachable(configured)):
         yield configured
         return
+    if not configured and local and not unreachable(local):
+        with _use(local, local.removesuffix("/api")):
+            yield local
+            _deliver()
+        return
     if configured:
         line = f"millrace: {configured} does not answer ({problem}); a temporary Prefect server is used"
         print(line, file=sys.stderr, flush=True)
@@ -57,11 +65,14 @@ def prefect_api() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _use(url: str) -> Iterator[None]:
-    """Makes `url` the API of this process, for all its threads: Prefect's workers have their own."""
+def _use(url: str, pages: str = "") -> Iterator[None]:
+    """Makes `url` the API of this process, for all its threads: Prefect's workers have their own.
+
+    The temporary server has no pages to show.
+    """
     from prefect.context import refresh_global_settings_context
 
-    settings = {"PREFECT_API_URL": url, "PREFECT_UI_URL": ""}  # the temporary server has no pages to show
+    settings = {"PREFECT_API_URL": url, "PREFECT_UI_URL": pages}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     refresh_global_settings_context()

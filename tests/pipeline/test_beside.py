@@ -14,9 +14,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.experiment import name_of, parse, worktree
+from pipeline.experiment import dotted, name_of, nested, parse, worktree
 from pipeline.graph import read_graph
-from pipeline.reproduce import reproduce
+from pipeline.reproduce import Workspace, reproduce
 from pipeline.smoke import LARGE_BYTES, fitted, override_params, smoke_copy
 from stages.entry import content_hash
 from stages.errors import BadInput
@@ -57,7 +57,7 @@ def test_the_smoke_copy_holds_the_present_files_with_tiny_params(edited: Path) -
         assert (folder / "source.txt").read_text() == "edited"
         text = (folder / "params.yaml").read_text()
         assert "amount: 7  # how often" in text and text.startswith("# every knob")
-        assert reproduce("code", folder, print).outcome == "Completed"
+        assert reproduce("code", Workspace(folder), print).outcome == "Completed"
         assert (folder / "out" / "code").read_text() == "code(edited)"
         assert (folder / ".dvc" / "cache" / "files").is_dir()
     assert not folder.exists()
@@ -135,6 +135,10 @@ def test_settings_are_yaml() -> None:
         "split": {"salt": "a=b"},
         "evaluate": {"texts": ["a"]},
     }
+    assert nested(dotted(found)) == found
+    for wrong in ("train", "train.", "a.b.c"):
+        with pytest.raises(BadInput, match=f"^overrides: {wrong}: must read section.key"):
+            nested({wrong: 1})
     for wrong in ("train.lr", "lr=1", "=1", "train.=1", "a.b.c=1", "train.lr={"):
         with pytest.raises(BadInput, match=r"^-S "):
             parse([wrong])
@@ -154,10 +158,10 @@ def test_an_experiment_runs_beside_and_is_kept(edited: Path) -> None:
     command(edited, "git", "commit", "--quiet", "--message", "ran")
     before = {path: content_hash(edited / path) for path in files_of(edited)}
     said: list[str] = []
-    with worktree(edited, ["left.amount=3"]) as experiment:
+    with worktree(edited, {"left": {"amount": 3}}) as experiment:
         assert files_of(experiment.folder) == AS_NOW | {"dvc.lock", "out/code", "out/right", "out/right.csv"}
         for stage, outcome in {"code": "Completed", "right": "Unchanged", "left": "Completed"}.items():
-            assert reproduce(stage, experiment.folder, said.append, experiment.variables).outcome == outcome
+            assert reproduce(stage, Workspace(experiment.folder, experiment.variables), said.append).outcome == outcome
         dvc(experiment.folder, "repro", "--quiet")
         experiment.save(["code", "left", "right", "join", "last"])
     assert f"left at work in {experiment.name}" in said
@@ -175,31 +179,34 @@ def test_an_experiment_with_metrics_of_other_params_is_told_from_a_whole_one(rep
     dvc(repository, "repro", "--quiet")
     command(repository, "git", "add", "dvc.lock")
     command(repository, "git", "commit", "--quiet", "--message", "ran")
-    with worktree(repository, ["left.amount=3"]) as experiment:
+    with worktree(repository, {"left": {"amount": 3}}) as experiment:
         graph = read_graph(experiment.folder)
         assert experiment.foreign_metrics(graph) == ["left"]
         dvc(experiment.folder, "repro", "--quiet")
         assert experiment.foreign_metrics(graph) == []
-    with worktree(repository, ["left.amount=1"]) as experiment:
+    with worktree(repository, {"left": {"amount": 1}}) as experiment:
         (experiment.folder / "source.txt").write_text("another")  # left itself is as it was, what it waits for is not
         assert experiment.foreign_metrics(graph) == ["left"]
 
 
-def run_beside(repository: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`millrace run -S` with a flow that is `dvc repro`, and without params to check: the rest is the real thing."""
-    code = """
+def run_beside(repository: Path, stages: list[str], setting: str) -> subprocess.Popen[str]:
+    """What the flow does with overrides, with `dvc repro` for its tasks."""
+    code = f"""
         import subprocess, sys
         from pathlib import Path
-        from pipeline import cli
-        def run_flow(targets, only, folder, variables):
-            return subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", *targets], cwd=folder).returncode
-        cli.check, cli.run_flow = lambda *_: None, run_flow
-        cli.main()
+        from pipeline.experiment import parse, worktree
+        from pipeline.graph import read_graph
+        from pipeline.programs import programs
+        with programs.stop_on_signals(), worktree(Path.cwd(), parse([{setting!r}])) as experiment:
+            command = [sys.executable, "-m", "dvc", "repro", "--quiet", *{stages!r}]
+            subprocess.run(command, cwd=experiment.folder, check=True)
+            graph = read_graph(experiment.folder)
+            print(experiment.keep(graph, graph.select({stages!r})))
     """
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), "run", *arguments],
-        cwd=repository, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=repository, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -207,22 +214,22 @@ def test_a_run_of_some_stages_saves_no_experiment_with_metrics_of_others(reposit
     dvc(repository, "repro", "--quiet")
     command(repository, "git", "add", "dvc.lock")
     command(repository, "git", "commit", "--quiet", "--message", "ran")
-    output, _ = run_beside(repository, "code", "-S", "left.amount=3").communicate(timeout=120)
-    assert "millrace: no experiment saved: the metrics of left are not of these params;" in output
+    output, _ = run_beside(repository, ["code"], "left.amount=3").communicate(timeout=120)
+    assert "no experiment saved: the metrics of left are not of these params;" in output
     assert dvc(repository, "exp", "list", "--name-only").split() == []
-    output, _ = run_beside(repository, "left", "-S", "left.amount=3").communicate(timeout=120)
-    assert "millrace: experiment amount-" in output
+    output, _ = run_beside(repository, ["left"], "left.amount=3").communicate(timeout=120)
+    assert "experiment amount-" in output
     assert len(dvc(repository, "exp", "list", "--name-only").split()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_experiment_is_saved_leaves_no_worktree(repository: Path, number: signal.Signals) -> None:
-    process = run_beside(repository, "-S", "left.amount=3")
+    process = run_beside(repository, [], "left.amount=3")
     while process.poll() is None and not is_at_work("exp", "save"):
         time.sleep(0.02)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "millrace: experiment amount-" in output, output
+    assert process.returncode == 0 and "experiment amount-" in output, output
     assert not is_at_work("exp", "save")
     assert [path for path in (repository / ".dvc/tmp/millrace/worktrees").iterdir() if path.is_dir()] == []
     assert command(repository, "git", "worktree", "list").count("\n") == 1
@@ -236,7 +243,8 @@ def is_at_work(*words: str) -> bool:
 
 def test_worktrees_of_killed_runs_are_swept_and_those_at_work_stay(repository: Path) -> None:
     command(repository, "git", "worktree", "add", "--quiet", "--detach", ".dvc/tmp/millrace/worktrees/killed", "HEAD")
-    with worktree(repository, ["left.amount=2"]) as first, worktree(repository, ["left.amount=3"]) as second:
+    two, three = {"left": {"amount": 2}}, {"left": {"amount": 3}}
+    with worktree(repository, two) as first, worktree(repository, three) as second:
         assert first.folder.is_dir() and second.folder.is_dir()
         assert not (first.folder.parent / "killed").exists()
         assert command(repository, "git", "worktree", "list").count("\n") == 3
@@ -244,5 +252,8 @@ def test_worktrees_of_killed_runs_are_swept_and_those_at_work_stay(repository: P
 
 def test_an_experiment_needs_a_commit(tmp_path: Path) -> None:
     command(tmp_path, "git", "init", "--quiet")
-    with pytest.raises(BadInput, match="in a git worktree: there is no commit yet"), worktree(tmp_path, ["a.b=1"]):
+    with (
+        pytest.raises(BadInput, match="in a git worktree: there is no commit yet"),
+        worktree(tmp_path, {"a": {"b": 1}}),
+    ):
         pass

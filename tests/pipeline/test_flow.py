@@ -20,12 +20,12 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
 def states(repository: Path) -> Callable[..., dict[str, str]]:
     """Runs the flow in the tiny repository: the name of every stage's state, and `flow` with its exit code."""
 
-    def run(*targets: str, only: bool = False) -> dict[str, str]:
+    def run(*targets: str, only: bool = False, force: bool = False) -> dict[str, str]:
         from prefect import get_client
 
         from pipeline import flow
 
-        state = flow.pretrain(list(targets), only, str(repository), return_state=True)
+        state = flow.pretrain(list(targets), only, force, directory=str(repository), return_state=True)
         with get_client(sync_client=True) as client:
             deadline = time.monotonic() + 30
             while True:  # the server hears of the stages a little later
@@ -69,6 +69,8 @@ def test_stages_run_once_then_are_unchanged_and_come_back_from_the_cache(
 
     (repository / "source.txt").write_text("another")
     assert states("join", only=True) == {"code": "Completed", "join": "Unchanged", "flow": "Completed 0"}
+    forced = {"code": "Completed", "join": "Completed", "flow": "Completed 0"}
+    assert states("join", only=True, force=True) == forced
 
 
 def test_a_failed_stage_keeps_its_code_and_what_waits_for_it_does_not_run(

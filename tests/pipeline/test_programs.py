@@ -120,3 +120,34 @@ def test_kill_9_of_us_ends_the_program(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert is_gone(program)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_guard_ends_a_server_and_what_it_has_started(end: signal.Signals) -> None:
+    server = """
+        import os, signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        print(os.getpid(), child.pid, flush=True)
+        time.sleep(600)
+    """
+    ours = f"""
+        import subprocess, time
+        from pipeline.programs import guarded
+        guard = subprocess.Popen(guarded({python(server)!r}), start_new_session=True)
+        print(guard.pid, flush=True)
+        time.sleep(600)
+    """
+    process = subprocess.Popen(python(ours), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    guard, *others = [int(number) for _ in range(2) for number in process.stdout.readline().split()]
+    if end == signal.SIGKILL:
+        process.kill()
+    else:
+        os.kill(guard, end)
+    began = time.monotonic()
+    assert all(is_gone(number) for number in [guard, *others])
+    assert time.monotonic() - began < 5
+    process.kill()
+    process.wait()

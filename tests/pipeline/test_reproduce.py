@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.reproduce import Reproduced, judge, reproduce, stale_stages
+from pipeline.reproduce import (
+    Reproduced,
+    Workspace,
+    has_remote,
+    inputs_came_out_equal,
+    judge,
+    reproduce,
+    stale_stages,
+)
+from tests.pipeline.tiny_repository import dvc
 
 
 def outcome(repository: Path, stage: str) -> tuple[Reproduced, list[str]]:
     lines: list[str] = []
-    return reproduce(stage, repository, lines.append), lines
+    return reproduce(stage, Workspace(repository), lines.append), lines
 
 
 def test_dvc_still_says_what_we_listen_for(repository: Path) -> None:
@@ -72,7 +82,33 @@ def test_the_environment_has_our_python_and_what_it_is_given(repository: Path, m
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("DVC_ROOT", "/nowhere")
     lines: list[str] = []
-    reproduce("code", repository, lines.append, {"DVC_EXP_NAME": "brave-mill"})
+    reproduce("code", Workspace(repository, {"DVC_EXP_NAME": "brave-mill"}), lines.append)
     assert "code at work in brave-mill" in lines
     ours = subprocess.run([sys.executable, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
     assert f"python is {ours.stdout.strip()}" in lines
+
+
+def test_a_stage_whose_inputs_came_out_equal_is_known_without_dvc(repository: Path) -> None:
+    dvc(repository, "repro", "--quiet", "join")
+    assert inputs_came_out_equal(repository, "join", ["out/left", "out/right"]) is False  # out/left holds two outputs
+    assert inputs_came_out_equal(repository, "right", ["out/code"])
+    (repository / "source.txt").write_text("another")
+    dvc(repository, "repro", "--quiet", "--single-item", "code")
+    assert not inputs_came_out_equal(repository, "right", ["out/code"])
+    assert not inputs_came_out_equal(repository, "last", ["out/join"])  # it never ran
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages:\n  code:\n    outs:\n    - path: out")
+    assert not inputs_came_out_equal(repository, "right", ["out/code"])
+
+
+def test_outputs_come_from_the_remote_and_go_there(repository: Path, tmp_path: Path) -> None:
+    assert not has_remote(repository)
+    dvc(repository, "remote", "add", "--default", "team", str(tmp_path / "remote"))
+    assert has_remote(repository)
+    lines: list[str] = []
+    here = Workspace(repository, remote=True)
+    assert reproduce("code", here, lines.append).outcome == "Completed"
+    there = shutil.copytree(repository, tmp_path / "another")
+    shutil.rmtree(there / ".dvc" / "cache")
+    (there / "out" / "code").unlink()
+    assert reproduce("code", Workspace(there, remote=True), lines.append).outcome == "Cached"
+    assert (there / "out" / "code").read_bytes() == (repository / "out" / "code").read_bytes()

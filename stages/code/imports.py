@@ -37,6 +37,7 @@ class Project:
         self.root = root
         self.files = dict(_modules(root))
         self._memo = memo
+        self._contents: dict[str, bytes] = {}
         self._trees: dict[str, ast.Module] = {}
         self._readings: dict[str, Reading] = {}
         self._imports: dict[str, set[str]] = {}
@@ -51,7 +52,7 @@ class Project:
         if module not in self._trees:
             path = self.files[module]
             try:
-                self._trees[module] = ast.parse(path.read_bytes(), filename=str(path))
+                self._trees[module] = ast.parse(self._content(module), filename=str(path))
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None) or 1
                 place = f"{path.relative_to(self.root)}:{line}"
@@ -89,8 +90,7 @@ class Project:
 
     def _reading(self, module: str) -> Reading:
         if module not in self._readings:
-            path = self.files[module]
-            name, content = path.relative_to(self.root).as_posix(), path.read_bytes() if self._memo else b""
+            name, content = self.files[module].relative_to(self.root).as_posix(), self._content(module)
             reading = self._memo.get(name, content) if self._memo else None
             if reading is None:
                 tree = self.tree(module)
@@ -100,6 +100,13 @@ class Project:
                     self._memo.put(name, content, reading)
             self._readings[module] = reading
         return self._readings[module]
+
+    def _content(self, module: str) -> bytes:
+        """The bytes of a module, read once: what is parsed, hashed and kept by its bytes must be one content, also
+        where the file is saved meanwhile."""
+        if module not in self._contents:
+            self._contents[module] = self.files[module].read_bytes()
+        return self._contents[module]
 
     def _imported(self, module: str) -> Iterator[str]:
         for node in running(self.tree(module)):

@@ -17,6 +17,11 @@ import sys
 from pathlib import Path
 
 READERS = ("memo.py", "imports.py", "fingerprint.py", "../portable.py")
+HERE = Path(__file__).parent
+# taken when this is imported, as the code that reads is: a process that lives long may outlive its sources
+READER = (
+    f"{sys.version_info[:2]} " + hashlib.sha256(b"".join((HERE / n).read_bytes() for n in READERS)).hexdigest()[:24]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +44,12 @@ class Memo:
 
     def __init__(self, path: Path):
         self.path = path
-        self._reader = _reader()
         self._asked: dict[str, Reading] = {}
         self._changed = False
         self._known: dict[str, dict] = {}
         try:
             kept = json.loads(path.read_bytes())
-            if kept["reader"] == self._reader:
+            if kept["reader"] == READER:
                 self._known = kept["readings"]
         except (OSError, ValueError, TypeError, KeyError):
             pass  # the first time, or a file cut short
@@ -64,7 +68,7 @@ class Memo:
         """Writes the readings, if there are new ones and the folder can be written."""
         if not self._changed:
             return
-        kept = {"reader": self._reader, "readings": {key: vars(one) for key, one in self._asked.items()}}
+        kept = {"reader": READER, "readings": {key: vars(one) for key, one in self._asked.items()}}
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +85,3 @@ def memo_of(root: Path) -> Memo:
 
 def _key(path: str, content: bytes) -> str:
     return f"{path} {hashlib.sha256(content).hexdigest()[:24]}"
-
-
-def _reader() -> str:
-    """Names this Python and this way to read."""
-    here = Path(__file__).parent
-    sources = b"".join((here / name).read_bytes() for name in READERS)
-    return f"{sys.version_info[:2]} {hashlib.sha256(sources).hexdigest()[:24]}"

@@ -71,6 +71,7 @@ class Summed(Exchange):
         self.overlaps, self.armed = overlaps, False
         self.groups = buckets(model, bucket_bytes)
         self.flat: list[Tensor] = []
+        self.places: dict[nn.Parameter, Tensor] = {}
         self.reached: set[Tensor] = set()
         self.missing: list[set[Tensor]] = []
         self.under_way: list[distributed.Work] = []
@@ -81,6 +82,10 @@ class Summed(Exchange):
     def begin(self, last: bool) -> None:
         if not self.flat:
             self._lay_out()
+        for parameter, place in self.places.items():  # a hook of somebody's may have let gradients go
+            if parameter.grad is not place:
+                place.zero_() if parameter.grad is None else place.copy_(parameter.grad)
+                parameter.grad = place
         self.armed = self.overlaps and last
         self.missing = [set(group) for group in self.groups] if self.armed else []
 
@@ -101,7 +106,7 @@ class Summed(Exchange):
             flat = group[0].new_zeros(sum(parameter.numel() for parameter in group))
             pieces = flat.split([parameter.numel() for parameter in group])
             for parameter, piece in zip(group, pieces, strict=True):
-                parameter.grad = piece.view_as(parameter)
+                self.places[parameter] = piece.view_as(parameter)
             self.flat.append(flat)
 
     def _arrived(self, number: int, parameter: Tensor) -> None:
@@ -117,11 +122,17 @@ class Summed(Exchange):
         self.under_way.append(work)
 
 
+def begin_alike(model: nn.Module) -> None:
+    """All ranks begin with the weights of the first: a part of one's own may have drawn others on each of them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        distributed.broadcast(tensor.detach(), src=0)
+
+
 def buckets(model: nn.Module, bucket_bytes: int) -> list[list[nn.Parameter]]:
     """Parameters in the order in which a backward pass ends with them, as many to a bucket as fit; of one dtype."""
     found: list[list[nn.Parameter]] = []
     room = 0
-    for parameter in reversed(list(model.parameters())):
+    for parameter in reversed([parameter for parameter in model.parameters() if parameter.requires_grad]):
         if not found or parameter.nbytes > room or parameter.dtype != found[-1][0].dtype:
             found.append([])
             room = bucket_bytes

@@ -24,7 +24,7 @@ from stages.execution import Execution
 from stages.progress import say
 from stages.train import feasible
 from stages.train.activations import checkpoint_activations
-from stages.train.exchange import Exchange, InParts, Summed
+from stages.train.exchange import Exchange, InParts, Summed, begin_alike
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
@@ -67,6 +67,8 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         compile_parts(model, objective, sharded)
     if sharded:
         shard(model, params.precision, ranks)
+    elif ranks.world > 1:
+        begin_alike(model)
     return objective
 
 
@@ -83,7 +85,7 @@ def micro_step(
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
     """
-    reason = feasible.no_graph(model.config, params) or no_graph(execution, ranks)
+    reason = feasible.no_graph(model.config, params) or no_graph_here(execution, ranks)
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:
@@ -100,7 +102,7 @@ def exchange(model: Decoder, step: MicroStep, execution: Execution, ranks: Ranks
     return Summed(model, overlaps=not isinstance(step, GraphedMicroStep))
 
 
-def no_graph(execution: Execution, ranks: Ranks) -> str:
+def no_graph_here(execution: Execution, ranks: Ranks) -> str:
     """Why a micro-batch cannot be one CUDA graph on these ranks, or the empty text."""
     if not ranks.device.startswith("cuda"):
         return "graphs are for GPUs"

@@ -148,7 +148,7 @@ def main(path: Path) -> int:
     except RuntimeError as error:
         if not of_a_lost_rank(error):
             raise
-        tell_outcome(folder, False, LOST)
+        tell_outcome(folder, False, f"{LOST} ({str(error).splitlines()[0][:300]})")
         return 1
     return 0
 

@@ -60,3 +60,20 @@ def test_a_memo_that_is_of_no_use_is_not_used(root: Path, kept: str) -> None:
     (root / "memo").mkdir()
     (root / "memo" / "modules.json").write_text(kept)
     assert with_memo(root)[0] == fingerprint(Project(root), "a")
+
+
+def test_a_file_saved_while_it_is_read_is_kept_as_one_content(tmp_path: Path) -> None:
+    """Parsed by one look and hashed by another, an edit got the hashes of what stood there before, for good."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "part.py"
+    path.write_text("x = 1\n")
+    memo = Memo(tmp_path / "memo.json")
+    project = Project(tmp_path, memo)
+    project.tree("model.part")
+    path.write_text("x = 2\n")
+    project.hashes("model.part")
+    memo.save()
+    assert Project(tmp_path, Memo(tmp_path / "memo.json")).hashes("model.part") == Project(tmp_path).hashes(
+        "model.part"
+    )

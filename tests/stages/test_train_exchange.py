@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from stages.train.exchange import Exchange, Summed, buckets
+from stages.train.exchange import Exchange, Summed, begin_alike, buckets
 
 ROWS = torch.arange(24.0).reshape(4, 6) / 24
 
@@ -16,49 +16,60 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2))
 
 
-def gradients_of_all_rows() -> list[torch.Tensor]:
+def gradients_of(rows: torch.Tensor) -> list[torch.Tensor]:
     model = small()
-    model(ROWS).square().sum().backward()
+    model(rows).square().sum().backward()
     return [parameter.grad for parameter in model.parameters()]
 
 
-def rank(number: int, world: int, store: str, overlaps: bool, told: multiprocessing.SimpleQueue) -> None:
-    """Two steps of two micro-batches each over this rank's rows; the gradients of both."""
+def rank(number: int, rows: torch.Tensor, store: str, overlaps: bool, told: multiprocessing.SimpleQueue) -> None:
+    """Two steps over every second row, one to a micro-batch; the gradients of both, and how many buckets had left."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
     model = small()
+    if number:
+        torch.nn.init.ones_(model[0].weight)  # not what the first rank has drawn
+    begin_alike(model)
     exchange, found, sent = Summed(model, overlaps, bucket_bytes=80), [], []
     for _ in range(2):
-        for i, row in enumerate(ROWS[number::world]):
-            exchange.begin(last=i == 1)
+        mine = rows[number::2]
+        for i, row in enumerate(mine):
+            exchange.begin(last=i == len(mine) - 1)
             model(row).square().sum().backward()
             sent.append(len(exchange.under_way))
         exchange.end()
         found.append([parameter.grad.tolist() for parameter in model.parameters()])
         for parameter in model.parameters():
-            parameter.grad.zero_()
+            if number:
+                parameter.grad.zero_()
+            else:  # as a hook of somebody's may do
+                parameter.grad = None
     told.put((number, found, sent, exchange.without_gradient(model)))
     distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("n_rows", [4, 3])
 @pytest.mark.parametrize("overlaps", [True, False], ids=["within the backward pass", "behind it"])
-def test_every_rank_gets_the_sum(tmp_path, overlaps):
+def test_every_rank_gets_the_sum(tmp_path, overlaps, n_rows):
+    """Also where one of them has a micro-batch less, has drawn other weights, or has let its gradients go."""
+    rows = ROWS[:n_rows]
     context = multiprocessing.get_context("fork")
     told = context.SimpleQueue()
-    processes = [context.Process(target=rank, args=(n, 2, str(tmp_path / "store"), overlaps, told)) for n in (0, 1)]
+    processes = [context.Process(target=rank, args=(n, rows, str(tmp_path / "store"), overlaps, told)) for n in (0, 1)]
     for process in processes:
         process.start()
     answers = sorted(told.get() for _ in processes)
     for process in processes:
         process.join()
-    expected = gradients_of_all_rows()
-    for _, steps, sent, missing in answers:
+    expected = gradients_of(rows)
+    for number, steps, sent, missing in answers:
         assert missing == []
         for step in steps:
             for gradient, whole in zip(step, expected, strict=True):
                 torch.testing.assert_close(torch.tensor(gradient), whole)
         # only behind the last micro-batch of a step, and all of them before the step ends
-        assert sent == ([0, 3, 0, 3] if overlaps else [0, 0, 0, 0])
+        step = [0, 3][-len(rows[number::2]) :] if overlaps else [0] * len(rows[number::2])
+        assert sent == 2 * step
 
 
 def test_buckets_follow_the_backward_pass_and_hold_one_dtype():

@@ -18,7 +18,7 @@ from stages.train.float8 import Float8Linear, convert_to_float8
 from stages.train.objective import CausalObjective, autocast
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
-from stages.train.prepare import no_graph, prepare
+from stages.train.prepare import no_graph_here, prepare
 from stages.train.ranks import Ranks
 from stages.train.scaler import FIRST, LossScaler
 from tests.stages.test_train import EXECUTION, MODEL, TRAIN, losses, run_in, weights
@@ -199,12 +199,12 @@ def test_chunks_and_checkpoints_train_as_all_at_once(packed):
 
 def test_a_graph_is_refused_with_the_reason():
     gpu = Ranks(0, 1, "cuda")
-    assert no_graph(Execution(), gpu) == feasible.no_graph(MODEL, TRAIN) == ""
-    assert "graphs are for GPUs" in no_graph(Execution(), ONE)
-    assert "compile is off" in no_graph(Execution(compile=False), gpu)
-    assert no_graph(Execution(), Ranks(0, 2, "cuda")) == ""
-    assert "between hosts" in no_graph(Execution(), Ranks(0, 2, "cuda", one_host=False))
-    assert "gather parameters" in no_graph(Execution(sharding="full"), Ranks(0, 2, "cuda"))
+    assert no_graph_here(Execution(), gpu) == feasible.no_graph(MODEL, TRAIN) == ""
+    assert "graphs are for GPUs" in no_graph_here(Execution(), ONE)
+    assert "compile is off" in no_graph_here(Execution(compile=False), gpu)
+    assert no_graph_here(Execution(), Ranks(0, 2, "cuda")) == ""
+    assert "between hosts" in no_graph_here(Execution(), Ranks(0, 2, "cuda", one_host=False))
+    assert "gather parameters" in no_graph_here(Execution(sharding="full"), Ranks(0, 2, "cuda"))
     assert "dropout" in feasible.no_graph(ARCHITECTURES["dropout"], TRAIN)
     assert "experts" in feasible.no_graph(ARCHITECTURES["experts"], TRAIN)
 

@@ -207,6 +207,7 @@ def main(run: Callable[..., None], publishes: bool = True) -> None:
         # other programs use as well made training three times slower. Read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         job = prepare_job(stage, run, Path.cwd())
+        refuse_other_code(job)
         if not publishes:
             run(job, **job.sections)
             return
@@ -263,6 +264,18 @@ def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
         inputs.append(dependency)
     execution = params.section("execution", Execution)
     return Job(stage, root, execution, tuple(inputs), sections)
+
+
+def refuse_other_code(job: Job) -> None:
+    """Raises BadInput if code of this stage was edited after `code` took its fingerprint, which names the result."""
+    from stages.code.current import changed_modules  # of another stage, since it reads what that one writes
+
+    if changed := changed_modules(job.root, job.stage):
+        more = f" and {len(changed) - 1} more" if changed[1:] else ""
+        raise BadInput(
+            f"{changed[0]}{more}: edited since the stage code has looked; run `dvc repro --force --single-item code`, "
+            "then the same command"
+        )
 
 
 def section_schemas(run: Callable[..., None]) -> dict[str, type]:

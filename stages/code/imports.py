@@ -101,6 +101,11 @@ class Project:
             self._readings[module] = reading
         return self._readings[module]
 
+    def changed(self) -> list[str]:
+        """The files that were read and hold something else by now."""
+        read = ((self.files[module], content) for module, content in self._contents.items())
+        return [str(path.relative_to(self.root)) for path, content in read if path.read_bytes() != content]
+
     def _content(self, module: str) -> bytes:
         """The bytes of a module, read once: what is parsed, hashed and kept by its bytes must be one content, also
         where the file is saved meanwhile."""

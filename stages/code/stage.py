@@ -21,17 +21,19 @@ from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
 from stages.entry import Job, file_sha256, write_json
+from stages.errors import BadInput
 from stages.params import ParamsFile
 from stages.progress import say
 
 VERSION = 1
 
 # Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and the
-# registry report it; execution and devices are where and how fast; the hooks of train that look on write pages,
-# tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py swaps them for others and
-# compares bytes.
+# registry report it; execution and devices are where and how fast; code.current refuses to begin; the hooks of train
+# that look on write pages, tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py
+# swaps them for others and compares bytes.
 WITHOUT_EFFECT = frozenset(
     {
+        "stages.code.current",
         "stages.devices",
         "stages.execution",
         "stages.export.registry",
@@ -60,6 +62,8 @@ def run(job: Job) -> None:
     stages = stage_names(project)
     for stage in stages:
         write_json(job.staging / f"{stage}.json", fingerprint(project, stage, own))
+    if changed := project.changed():
+        raise BadInput(f"{changed[0]}: saved while it was read; give the same command again")
     memo.save()
     say(f"code: params.yaml is valid; fingerprints of {len(stages)} stages, {len(project.files)} modules")
 

@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from model.config import ModelConfig
+from stages.code.current import changed_modules
 from stages.code.imports import Project
 from stages.code.sections import SECTIONS
 from stages.code.stage import WITHOUT_EFFECT, fingerprint, run, stage_names
@@ -230,6 +231,7 @@ def test_every_key_is_read_by_a_stage_that_declares_its_section() -> None:
 
 
 SILENT = {
+    "code/current": "def changed_modules(root, stage): return []",
     "devices": """
         import contextlib
         @contextlib.contextmanager
@@ -297,6 +299,29 @@ TINY = {
     "train": {"max_steps": 3, "batch_tokens": 64, "warmup_steps": 1, "validation_tokens": 64},
     "execution": {"tracking": False, "compile": False, "threads": 1},
 }
+
+
+def test_a_stage_does_not_begin_with_code_that_was_not_judged(copy: Path) -> None:
+    """An edit between `code` and a stage would be kept under the fingerprint of the code before."""
+    shutil.copy(ROOT / "constraints.txt", copy)
+    (copy / "inputs").mkdir()
+    job = Job("code", copy)
+    job.prepare()
+    run(job)
+    job.publish()
+    assert changed_modules(copy, "clean") == []
+    path = copy / "stages/clean/piece.py"
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert changed_modules(copy, "clean") == []
+    path.write_text(path.read_text() + "\nEDIT = 1\n")
+    assert changed_modules(copy, "clean") == ["stages.clean.piece"] and changed_modules(copy, "pack") == []
+    entry = copy / "stages/entry.py"
+    entry.write_text(entry.read_text() + "\nEDIT = 1\n")
+    command = [sys.executable, "-m", "stages.download"]
+    answer = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert answer.returncode == 2, answer.stderr
+    assert "stages.entry: edited since the stage code has looked; run `dvc repro --force" in answer.stderr
+    assert not (copy / "data/download/manifest.json").exists()
 
 
 @pytest.mark.slow

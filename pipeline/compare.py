@@ -41,6 +41,7 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
     revisions = Revision.of(root, one), Revision.of(root, other)
     found = comparison(*revisions)
     if html:
+        html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(page(*revisions, found).html(), encoding="utf-8")
         click.echo(f"written: {html}", err=True)
     if as_json:

@@ -286,5 +286,5 @@ def check_free(port: int, option: str) -> None:
         except OSError as error:
             raise BadInput(
                 f"{option} {port}: {(error.strerror or str(error)).lower()} on {HOST}; stop what uses it, or take "
-                f"another: millrace up {option} {port + 1}"
+                f"another: millrace up {option} {port % 65535 + 1}"
             ) from None

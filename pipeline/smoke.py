@@ -60,18 +60,20 @@ def smoke_copy(root: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(
+    folder: Path, otherwise: str = "the same command is at work there already; wait for its end"
+) -> Iterator[None]:
     """Holds the lock beside a folder.
 
     Raises:
-        BadInput: somebody else holds it.
+        BadInput: somebody else holds it, with what to say then.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(f"the same command is at work in {folder} already; wait for its end") from None
+            raise BadInput(f"{folder}: {otherwise}") from None
         yield
 
 

@@ -21,13 +21,21 @@ import click
 
 from pipeline.addresses import folder
 from pipeline.programs import ending_signals
+from stages.errors import BadInput
 
 FAILED = 1
+RUNNING = "`millrace up` runs here already; its addresses stand in addresses.json there, and Ctrl-C where it was started ends it"
 
 
 @click.command()
-@click.option("--port", default=4200, show_default=True, help="Port of Prefect, on 127.0.0.1.")
-@click.option("--mlflow-port", default=5000, show_default=True, help="Port of the MLflow UI; 0 for none.")
+@click.option("--port", default=4200, show_default=True, type=click.IntRange(1, 65535), help="Port of Prefect here.")
+@click.option(
+    "--mlflow-port",
+    default=5000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port of the MLflow UI; 0 for none.",
+)
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
@@ -49,7 +57,7 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
     then, in another terminal or in the browser:
       export PREFECT_API_URL=http://127.0.0.1:4200/api
       prefect deployment run pretrain/cpu
-      prefect deployment run pretrain/cpu -p targets='["train"]' -p overrides='{"model.post_norm": true}'
+      prefect deployment run pretrain/cpu -p overrides='{"model.post_norm": true}'
     """
     from pipeline.cli import find_root
     from pipeline.gpu_slot import n_gpus
@@ -57,10 +65,12 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
     from pipeline.smoke import alone_in
 
     root = find_root()
+    if port == mlflow_port:
+        raise BadInput(f"--port and --mlflow-port are both {port}; give each its own")
     slots = n_gpus() if gpus is None else gpus
     asked = asked_to_end()
     try:
-        with alone_in(folder(root)), Services(root, port, mlflow_port, slots, asked.is_set) as services:
+        with alone_in(folder(root), RUNNING), Services(root, port, mlflow_port, slots, asked.is_set) as services:
             click.echo("millrace: starting; the first time takes half a minute")
             services.start()
             click.echo(services.told())

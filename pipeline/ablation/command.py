@@ -14,6 +14,7 @@ import click
 from stages.errors import BadInput
 
 FAILED, STOPPED = 1, 130
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @click.command()
@@ -65,6 +66,8 @@ def ablate(
     read_graph(root).select(chosen)
     check(root, every)
     commit, state = state_of(root, params)
+    if name is not None and not NAME.fullmatch(name):
+        raise BadInput(f"--name {name!r}: the name of a folder; letters, digits, '.', '_' and '-', no dot in front")
     plan = planned(every, seeds, int(value_in(params, "train.seed")), state)
     folder = root / ".dvc" / "tmp" / "millrace" / "ablations" / (name or name_from(varied))
     if dry_run:

@@ -16,6 +16,7 @@ A comma separates values; within brackets, braces and quotes it is part of a val
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import json
@@ -126,7 +127,10 @@ def value_in(params: Mapping[str, Any], dotted: str) -> Any:
     node: Any = params
     for key in dotted.split("."):
         if not isinstance(node, Mapping) or key not in node:
-            raise BadInput(f"{dotted}: not in params.yaml; write its line there first, with the value of the baseline")
+            known = [f"{name}.{key}" for name, keys in params.items() if isinstance(keys, Mapping) for key in keys]
+            near = difflib.get_close_matches(dotted, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "write its line there first, with the value of the baseline"
+            raise BadInput(f"{dotted}: not in params.yaml; {hint}")
         node = node[key]
     return node
 

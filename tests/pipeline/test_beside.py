@@ -72,7 +72,7 @@ def test_a_failed_smoke_copy_stays_and_the_next_replaces_it(edited: Path) -> Non
     assert (folder / "trace").exists()
     with smoke_copy(edited) as folder:
         assert not (folder / "trace").exists()
-        with pytest.raises(BadInput, match="the same command is at work in"), smoke_copy(edited):
+        with pytest.raises(BadInput, match="the same command is at work there"), smoke_copy(edited):
             pass
 
 

@@ -121,8 +121,8 @@ class Team:
 
 
 def gone(*processes: psutil.Process) -> None:
-    """None of them is left after five seconds."""
-    _, left = psutil.wait_procs(processes, timeout=5)
+    """None of them is left: by themselves, within seconds, of which a busy machine needs more."""
+    _, left = psutil.wait_procs(processes, timeout=60)
     assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -237,6 +237,6 @@ def test_the_end_of_up_is_the_end_of_everything(team: Team) -> None:
     everything = team.processes()
     team.up.send_signal(signal.SIGTERM)
     gone(*everything)
-    output, _ = team.up.communicate(timeout=5)
+    output, _ = team.up.communicate(timeout=60)
     assert team.up.returncode == 0 and output.endswith("millrace: stopped\n")
     assert not Addresses.read(team.root).prefect

@@ -59,10 +59,11 @@ def smoke_copy(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+AT_WORK = "the same command is at work there already; wait for its end"
+
+
 @contextlib.contextmanager
-def alone_in(
-    folder: Path, otherwise: str = "the same command is at work there already; wait for its end"
-) -> Iterator[None]:
+def alone_in(folder: Path, otherwise: str = AT_WORK) -> Iterator[None]:
     """Holds the lock beside a folder.
 
     Raises:

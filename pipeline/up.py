@@ -24,7 +24,7 @@ from pipeline.programs import ending_signals
 from stages.errors import BadInput
 
 FAILED = 1
-RUNNING = "`millrace up` runs here already; its addresses stand in addresses.json there, and Ctrl-C where it was started ends it"
+RUNNING = "`millrace up` runs here already; addresses.json there has its addresses, Ctrl-C where it was started ends it"
 
 
 @click.command()

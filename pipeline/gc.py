@@ -5,6 +5,7 @@
     scratch    finished work, which has been published; unfinished work that nobody has touched for a week; copies
                and worktrees that killed experiments left
 
+Of `execution.scratch`, which may be a folder with work of others, only folders of stages are looked at.
 It shows what it would free, and asks. A folder in which a process works is held by its lock and stays. A run that
 would need a freed output makes it again.
 """
@@ -59,7 +60,10 @@ def gc(dry_run: bool, yes: bool, days: float) -> None:
     root = find_root()
     cache, scratch = list(dead_cache(root)), list(dead_scratch(root, days))
     for one in scratch:
-        click.echo(f"{size(one.n_bytes):>9}  {one.path.relative_to(root)}  ({one.why})")
+        click.echo(f"{size(one.n_bytes):>9}  {shown(one.path, root)}  ({one.why})")
+    for folder, steps in kept_to_branch(root):
+        click.echo(f"{'stays':>9}  {shown(folder, root)}  (finished; checkpoints of step {steps} are published nowhere "
+                   f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
     freed = sum(one.n_bytes for one in cache)
     click.echo(f"{size(freed):>9}  DVC cache: {len(cache)} files that nothing kept names")
     total = size(freed + sum(one.n_bytes for one in scratch))
@@ -75,7 +79,7 @@ def gc(dry_run: bool, yes: bool, days: float) -> None:
         run_dvc_gc(root, dry=False)
     left = [one for one in scratch if not remove(one.path)]
     for one in left:
-        click.echo(f"{one.path.relative_to(root)} stays: a process works in it, or it cannot be removed", err=True)
+        click.echo(f"{shown(one.path, root)} stays: a process works in it, or it cannot be removed", err=True)
     click.echo(f"freed {size(freed + sum(one.n_bytes for one in scratch if one not in left))}")
     if any(one.path.exists() for one in left):
         sys.exit(1)
@@ -123,33 +127,72 @@ def sharing_worktrees(root: Path) -> list[Path]:
 def dead_scratch(root: Path, days: float) -> Iterator[Garbage]:
     """Scratch that nobody works in and nobody needs."""
     from pipeline.ablation.runner import dead_copies
-    from stages.entry import exclusive, scratch_root
+    from stages.entry import exclusive
+
+    for folder in work_folders(root):
+        with exclusive(folder) as free:
+            if free and (why := why_dead(folder, days)):
+                yield Garbage(folder, why, bytes_alone([folder]))
+    for folder in dead_copies(root):
+        yield Garbage(folder, "copy of an experiment that was killed", bytes_alone([folder]))
+    own = own_scratch(root)
+    for folder in sorted([*(own / "worktrees").glob("*/"), *(own / "ablations").glob("*/desk/")]):
+        if free_of_others(folder.parent if folder.name == "desk" else folder):
+            yield Garbage(folder, "worktree of a run that was killed", bytes_alone([folder]))
+    if (smoke := own / "smoke").is_dir() and free_of_others(smoke):
+        yield Garbage(smoke, "copy of a smoke run that failed", bytes_alone([smoke]))
+
+
+def own_scratch(root: Path) -> Path:
+    """Where worktrees, desks and smoke copies always lie, and stages work unless `execution.scratch` says where."""
+    return root / ".dvc" / "tmp" / "millrace"
+
+
+def work_folders(root: Path) -> Iterator[Path]:
+    """The folders in which stages of the graph work or have worked, here and in `execution.scratch`."""
+    from pipeline.graph import read_graph
     from stages.execution import Execution
     from stages.params import ParamsFile
 
     execution = ParamsFile(root / "params.yaml").section("execution", Execution)
-    base = Path(execution.scratch or scratch_root(root))
-    for folder in sorted(base.glob("*/*")):
-        if folder.is_dir() and DIGEST.fullmatch(folder.name):
-            with exclusive(folder) as free:
-                if free and (why := why_dead(folder, days)):
-                    yield Garbage(folder, why, bytes_alone([folder]))
-    for folder in dead_copies(root):
-        yield Garbage(folder, "copy of an experiment that was killed", bytes_alone([folder]))
-    for folder in sorted([*(base / "worktrees").glob("*/"), *(base / "ablations").glob("*/desk/")]):
-        if free_of_others(folder.parent if folder.name == "desk" else folder):
-            yield Garbage(folder, "worktree of a run that was killed", bytes_alone([folder]))
-    if (smoke := base / "smoke").is_dir() and free_of_others(smoke):
-        yield Garbage(smoke, "copy of a smoke run that failed", bytes_alone([smoke]))
+    own = own_scratch(root)
+    for base in dict.fromkeys((own, root / execution.scratch if execution.scratch else own)):
+        for stage in read_graph(root).stages:
+            for folder in sorted((base / stage).glob("*/")):
+                if DIGEST.fullmatch(folder.name) and not folder.is_symlink():
+                    yield folder
+
+
+def kept_to_branch(root: Path) -> Iterator[tuple[Path, str]]:
+    """Finished trainings whose folder holds checkpoints on purpose, and the steps of these."""
+    for folder in work_folders(root):
+        if (folder / "finished").exists() and (steps := unpublished(folder)):
+            yield folder, ", ".join(f"{step:,}" for step in steps)
+
+
+def unpublished(folder: Path) -> list[int]:
+    """The steps of a finished training's checkpoints but for its best and its last, which are published.
+
+    With `execution.keep_checkpoints` above 1 they are there to be branched from (`train.resume_from`).
+    """
+    from pipeline.runs import read
+    from stages.checkpoint import checkpoints_in
+
+    metrics = read(folder / "metrics.json")
+    return [step for step in checkpoints_in(folder) if step not in (metrics.get("best_step"), metrics.get("steps"))]
 
 
 def why_dead(folder: Path, days: float) -> str:
     """Why a scratch folder is needed no more, or nothing."""
     if (folder / "finished").exists():
-        return "finished and published"
+        return "" if unpublished(folder) else "finished and published"
     newest = max((path.lstat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
     age = (time.time() - newest) / DAY
     return f"unfinished, untouched for {age:.0f} days" if age >= days else ""
+
+
+def shown(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path
 
 
 def free_of_others(folder: Path) -> bool:

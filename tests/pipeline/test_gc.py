@@ -96,3 +96,42 @@ def test_worktrees_that_share_the_cache_keep_theirs(abl: Path, tmp_path: Path) -
     assert sharing_worktrees(abl) == []  # a cache of its own
     dvc(beside, "cache", "dir", "--local", str(abl / ".dvc" / "cache"))
     assert sharing_worktrees(abl) == [beside]
+
+
+def test_of_a_scratch_elsewhere_only_folders_of_stages_go(
+    abl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    monkeypatch.setattr("pipeline.gc.run_dvc_gc", lambda root, dry: "")
+    elsewhere = tmp_path / "myscratch"
+    monkeypatch.setenv("MILLRACE_EXECUTION__SCRATCH", str(elsewhere))
+    ours = elsewhere / "train" / ("a" * 16)
+    own = abl / ".dvc" / "tmp" / "millrace"
+    desk, smoke = own / "worktrees" / "lr-1234567", own / "smoke"
+    theirs = [elsewhere / name for name in ("worktrees/thesis", "ablations/x/desk", "smoke", "othertool/" + "0" * 16)]
+    for folder in (ours, desk, smoke, *theirs):
+        folder.mkdir(parents=True)
+        (folder / "finished").write_text("x")
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert str(ours) in said and not ours.exists() and not desk.exists() and not smoke.exists()
+    assert all(folder.exists() for folder in theirs) and not any(str(folder) in said for folder in theirs)
+    assert not list(elsewhere.glob("othertool/*.lock"))
+
+
+def test_checkpoints_that_were_kept_to_branch_from_stay(
+    abl: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    monkeypatch.setattr("pipeline.gc.run_dvc_gc", lambda root, dry: "")
+    folder = abl / ".dvc" / "tmp" / "millrace" / "train" / ("a" * 16)
+    for step in (100, 200, 300):
+        (folder / f"step-{step:08d}").mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"best_step": 200, "steps": 300}')
+    (folder / "finished").touch()
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert folder.exists() and "stays" in said and "step 100 are" in said and "millrace checkpoints prune aaaa" in said
+    (folder / "step-00000100").rmdir()  # as prune does
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    assert not folder.exists()

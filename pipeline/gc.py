@@ -43,12 +43,19 @@ class Garbage:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be freed, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--shared-cache",
+    is_flag=True,
+    help="The DVC cache lies outside this repository: free it all the same. What other clones that use it need, and "
+    "this one does not name, is lost to them.",
+)
 @click.option("--days", default=7.0, show_default=True, help="Unfinished work stays for so long after its last change.")
-def gc(dry_run: bool, yes: bool, days: float) -> None:
+def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
     """Frees cache that no kept experiment, branch, tag or workspace needs, and scratch that is done with.
 
     First it prints what would go. To keep an experiment's outputs keep the experiment; `dvc exp remove NAME` gives
     them up. Commits that are no tip of a branch and have no tag are not kept: tag what you want to come back to.
+    While an experiment is at work nothing is removed: no revision names its files yet.
 
     \b
       millrace gc --dry-run
@@ -58,6 +65,9 @@ def gc(dry_run: bool, yes: bool, days: float) -> None:
     from pipeline.cli import find_root
 
     root = find_root()
+    hindrance = why_not(root, shared_cache)
+    if hindrance and not dry_run:
+        raise BadInput(hindrance)
     cache, scratch = list(dead_cache(root)), list(dead_scratch(root, days))
     for one in scratch:
         click.echo(f"{size(one.n_bytes):>9}  {shown(one.path, root)}  ({one.why})")
@@ -72,9 +82,13 @@ def gc(dry_run: bool, yes: bool, days: float) -> None:
         return
     if dry_run:
         click.echo(f"{total:>9}  would be freed; nothing was removed")
+        if hindrance:
+            click.echo(f"without --dry-run this is refused now: {hindrance}")
         return
     if not yes:
         click.confirm(f"free {total}?", abort=True)
+    if hindrance := why_not(root, shared_cache):  # an experiment may have begun meanwhile
+        raise BadInput(hindrance)
     if cache:
         run_dvc_gc(root, dry=False)
     left = [one for one in scratch if not remove(one.path)]
@@ -83,6 +97,36 @@ def gc(dry_run: bool, yes: bool, days: float) -> None:
     click.echo(f"freed {size(freed + sum(one.n_bytes for one in scratch if one not in left))}")
     if any(one.path.exists() for one in left):
         sys.exit(1)
+
+
+def why_not(root: Path, shared_cache: bool) -> str:
+    """Why nothing may be removed now, or nothing: others need files of the cache that nothing here names."""
+    from pipeline.locked import cache_in
+
+    homes, cache = [root, *sharing_worktrees(root)], cache_in(root).resolve()
+    if not shared_cache and not any(cache.is_relative_to(home.resolve()) for home in homes):
+        return (
+            f"the DVC cache {cache} lies outside this repository, and other clones may need what this one does not "
+            "name; if none does, give --shared-cache"
+        )
+    if folder := next((folder for home in homes for folder in at_work(home)), None):
+        return (
+            f"an experiment is at work in {folder}, and nothing names its files yet; wait for its end (a killed one "
+            "counts for ten minutes more)"
+        )
+    return ""
+
+
+def at_work(root: Path) -> Iterator[Path]:
+    """Temporary copies, worktrees and ablations of a workspace in which runs are alive."""
+    from pipeline.ablation.runner import dead_copies, temporary_copies
+
+    dead = dead_copies(root)
+    yield from (folder for folder in temporary_copies(root) if folder not in dead)
+    own = own_scratch(root)
+    for folder in [*(own / "worktrees").glob("*/"), *(own / "ablations").glob("*/")]:
+        if not free_of_others(folder):
+            yield folder
 
 
 def dead_cache(root: Path) -> Iterator[Garbage]:

@@ -7,12 +7,15 @@ import shutil
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.cli import cli
-from pipeline.gc import sharing_worktrees
+from pipeline.gc import sharing_worktrees, why_not
 from pipeline.revisions import Revision
+from pipeline.smoke import alone_in
 from stages.entry import Job
+from stages.errors import BadInput
 from tests.pipeline.ablation_repository import variables
 from tests.pipeline.tiny_repository import command, dvc
 
@@ -135,3 +138,41 @@ def test_checkpoints_that_were_kept_to_branch_from_stay(
     (folder / "step-00000100").rmdir()  # as prune does
     cli.main(["gc", "--yes"], standalone_mode=False)
     assert not folder.exists()
+
+
+def test_a_cache_that_other_clones_may_need_is_left_alone(
+    abl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    shared = tmp_path / "shared"
+    shutil.copytree(abl / ".dvc" / "cache", shared)
+    dvc(abl, "cache", "dir", "--local", str(shared))
+    needed = shared / "files" / "md5" / "00" / ("1" * 30)  # by another clone
+    needed.parent.mkdir(exist_ok=True)
+    needed.write_text("theirs")
+    with pytest.raises(BadInput, match="outside this repository.*--shared-cache"):
+        cli.main(["gc", "--yes"], standalone_mode=False)
+    cli.main(["gc", "--dry-run"], standalone_mode=False)
+    assert needed.exists() and "this is refused now: the DVC cache" in capsys.readouterr().out
+    cli.main(["gc", "--yes", "--shared-cache"], standalone_mode=False)
+    assert not needed.exists()
+
+
+def test_nothing_goes_while_an_experiment_is_at_work(abl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(abl)
+    assert why_not(abl, False) == ""
+    copy = abl / ".dvc" / "tmp" / "exps" / "standalone" / "tmpabc"
+    copy.mkdir(parents=True)
+    with pytest.raises(BadInput, match="at work in .*tmpabc"):  # it has just begun
+        cli.main(["gc", "--yes"], standalone_mode=False)
+    os.utime(copy, (time.time() - 3600,) * 2)
+    assert why_not(abl, False) == ""  # it was killed
+    with psutil.Popen(["sleep", "60"], cwd=copy) as process:
+        assert "tmpabc" in why_not(abl, False)
+        process.kill()
+    for name in ("worktrees/lr-1234567", "ablations/post-norm"):
+        folder = abl / ".dvc" / "tmp" / "millrace" / name
+        folder.mkdir(parents=True)
+        with alone_in(folder):
+            assert name in why_not(abl, False)
+    assert why_not(abl, False) == ""

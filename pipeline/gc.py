@@ -1,7 +1,7 @@
 """The command `millrace gc`: frees cache and scratch that nothing needs any more.
 
     cache      what neither the workspace, a branch, a tag, HEAD nor an experiment names (`dvc gc` underneath), also
-               those of other git worktrees that share the cache
+               those of other git worktrees that share the cache, and of registered models with an alias
     scratch    finished work, which has been published; unfinished work that nobody has touched for a week; copies
                and worktrees that killed experiments left
 
@@ -63,6 +63,7 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
     """
     from pipeline.checkpoints import size
     from pipeline.cli import find_root
+    from pipeline.registered import not_looked_at
 
     root = find_root()
     hindrance = why_not(root, shared_cache)
@@ -76,6 +77,8 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
                    f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
     freed = sum(one.n_bytes for one in cache)
     click.echo(f"{size(freed):>9}  DVC cache: {len(cache)} files that nothing kept names")
+    for line in not_looked_at(root):
+        click.echo(line)
     total = size(freed + sum(one.n_bytes for one in scratch))
     if not cache and not scratch:
         click.echo("nothing to free")
@@ -145,9 +148,11 @@ def run_dvc_gc(root: Path, dry: bool) -> str:
         BadInput: it refused, with its reason.
     """
     from pipeline.links import dvc
+    from pipeline.registered import projects
 
-    others = [part for path in sharing_worktrees(root) for part in ("--projects", str(path))]
-    answer = dvc(root, "gc", *KEPT, *others, "--force", *(["--dry"] if dry else []))
+    with projects(root) as registered:
+        others = [part for path in (*sharing_worktrees(root), *registered) for part in ("--projects", str(path))]
+        answer = dvc(root, "gc", *KEPT, *others, "--force", *(["--dry"] if dry else []))
     if answer.returncode:
         raise BadInput(f"`dvc gc` refused: {answer.stderr.strip().splitlines()[-1]}")
     return answer.stdout + answer.stderr

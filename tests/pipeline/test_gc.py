@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 
 from pipeline.cli import cli
 from pipeline.gc import sharing_worktrees, why_not
-from pipeline.revisions import Revision
+from pipeline.locked import Locked
+from pipeline.revisions import Revision, commit_of
 from pipeline.smoke import alone_in
 from stages.entry import Job
 from stages.errors import BadInput
@@ -176,3 +179,34 @@ def test_nothing_goes_while_an_experiment_is_at_work(abl: Path, monkeypatch: pyt
         with alone_in(folder):
             assert name in why_not(abl, False)
     assert why_not(abl, False) == ""
+
+
+def test_registered_models_in_use_keep_their_files(
+    abl: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    monkeypatch.setenv("BEHAVIOUR", variables(abl)["BEHAVIOUR"])
+    version = abl / ".dvc" / "tmp" / "millrace" / "mlflow-artifacts" / "model-1"
+    (version / "provenance").mkdir(parents=True)
+    committed = cached(abl)
+    dvc(abl, "exp", "run", "--quiet", "--temp", "--name", "champion", "-S", "train.seed=9")
+    lock = command(abl, "git", "show", f"{commit_of(abl, 'champion')}:dvc.lock")
+    dvc(abl, "exp", "remove", "champion")
+    (version / "provenance" / "dvc.lock").write_text(lock)
+    made = cached(abl)
+    assert made > committed
+    with contextlib.closing(sqlite3.connect(version.parents[1] / "mlflow.db")) as database:
+        database.execute("create table registered_model_aliases (alias, version, name)")
+        database.execute("create table model_versions (name, version, source)")
+        database.execute("insert into registered_model_aliases values ('champion', 1, 'millrace')")
+        database.execute("insert into model_versions values ('millrace', 1, ?)", [version.as_uri()])
+        database.commit()
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    locked = Locked(abl, lock)
+    named = [locked.entry(entry["md5"]) for stage in locked.stages for entry in locked.files(stage, "outs").values()]
+    assert named and all(path.exists() for path in named) and cached(abl) > committed
+    shutil.rmtree(version)
+    capsys.readouterr()
+    cli.main(["gc", "--yes"], standalone_mode=False)
+    assert "models:/millrace@champion (version 1): its dvc.lock cannot be read" in capsys.readouterr().out
+    assert not all(path.exists() for path in named)

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -63,22 +63,14 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
     """
     from pipeline.checkpoints import size
     from pipeline.cli import find_root
-    from pipeline.registered import not_looked_at
 
     root = find_root()
     hindrance = why_not(root, shared_cache)
     if hindrance and not dry_run:
         raise BadInput(hindrance)
     cache, scratch = list(dead_cache(root)), list(dead_scratch(root, days))
-    for one in scratch:
-        click.echo(f"{size(one.n_bytes):>9}  {shown(one.path, root)}  ({one.why})")
-    for folder, steps in kept_to_branch(root):
-        click.echo(f"{'stays':>9}  {shown(folder, root)}  (finished; checkpoints of step {steps} are published nowhere "
-                   f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
+    tell(root, cache, scratch)
     freed = sum(one.n_bytes for one in cache)
-    click.echo(f"{size(freed):>9}  DVC cache: {len(cache)} files that nothing kept names")
-    for line in not_looked_at(root):
-        click.echo(line)
     total = size(freed + sum(one.n_bytes for one in scratch))
     if not cache and not scratch:
         click.echo("nothing to free")
@@ -100,6 +92,21 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
     click.echo(f"freed {size(freed + sum(one.n_bytes for one in scratch if one not in left))}")
     if any(one.path.exists() for one in left):
         sys.exit(1)
+
+
+def tell(root: Path, cache: Sequence[Garbage], scratch: Sequence[Garbage]) -> None:
+    """Prints what would go, and what stays although it looks as if it could go."""
+    from pipeline.checkpoints import size
+    from pipeline.registered import not_looked_at
+
+    for one in scratch:
+        click.echo(f"{size(one.n_bytes):>9}  {shown(one.path, root)}  ({one.why})")
+    for folder, steps in kept_to_branch(root):
+        click.echo(f"{'stays':>9}  {shown(folder, root)}  (finished; checkpoints of step {steps} are published nowhere "
+                   f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
+    click.echo(f"{size(sum(one.n_bytes for one in cache)):>9}  DVC cache: {len(cache)} files that nothing kept names")
+    for line in not_looked_at(root):
+        click.echo(line)
 
 
 def why_not(root: Path, shared_cache: bool) -> str:

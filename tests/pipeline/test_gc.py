@@ -204,7 +204,7 @@ def test_registered_models_in_use_keep_their_files(
     cli.main(["gc", "--yes"], standalone_mode=False)
     locked = Locked(abl, lock)
     named = [locked.entry(entry["md5"]) for stage in locked.stages for entry in locked.files(stage, "outs").values()]
-    assert named and all(path.exists() for path in named) and cached(abl) > committed
+    assert named and all(path.exists() for path in named) and cached(abl) == made
     shutil.rmtree(version)
     capsys.readouterr()
     cli.main(["gc", "--yes"], standalone_mode=False)

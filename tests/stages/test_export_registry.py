@@ -111,14 +111,15 @@ def test_aliases_move_by_rule_and_each_version_says_why(workspace: Path, export:
     assert "difference over 20 documents, -0.1000 to -0.1000, is below 0" in tags["4"]
     assert forced.reason.startswith("by a person: the text of the product (the rule: version 4 was measured on other")
     assert tags["5"] == f"champion: {forced.reason}" and said[-1].endswith(tags["5"])
-    assert tags["6"].startswith("not champion: nan bits per byte")
+    assert tags["6"].startswith("not champion: it has no finite bits per byte")
 
 
 def test_a_challenger_that_wins_is_challenger_no_more(workspace: Path, export: Path, tmp_path: Path) -> None:
     client = client_of(workspace)
     client.create_registered_model("hand")
-    for value in ("1.8", "1.7"):
-        tags = {"bits_per_byte": value, "bits_per_byte_low": value, "bits_per_byte_high": value, "eval_sha256": "e1"}
+    for value in (1.8, 1.7):
+        low, high = str(value - 0.02), str(value + 0.02)
+        tags = {"bits_per_byte": str(value), "bits_per_byte_low": low, "bits_per_byte_high": high, "eval_sha256": "e1"}
         client.create_model_version("hand", (tmp_path / "any").as_uri(), tags=tags)
     client.set_registered_model_alias("hand", "champion", "1")
     client.set_registered_model_alias("hand", "challenger", "2")

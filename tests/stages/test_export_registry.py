@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from stages.entry import Job, file_sha256
 from stages.execution import Execution
@@ -139,3 +141,19 @@ def test_a_champion_chosen_by_hand_without_figures_is_not_replaced(
     client.create_model_version("bare", (tmp_path / "any").as_uri(), tags={"bits_per_byte": "1", "eval_sha256": "e"})
     outcome = apply_rule(client, client.get_model_version("bare", "2"))
     assert not outcome.champion and "was measured on other text (unknown" in outcome.reason
+
+
+def test_a_kill_between_tag_and_alias_leaves_the_decision_to_be_made_again() -> None:
+    tags = [ModelVersionTag("bits_per_byte", "1.7"), ModelVersionTag("eval_sha256", "e1")]
+    version = ModelVersion("rules", "1", 0, source="", run_id="", tags=tags)
+    client = Mock()
+    client.get_registered_model.return_value.aliases = {}
+    client.download_artifacts.side_effect = OSError
+    client.set_registered_model_alias.side_effect = KeyboardInterrupt  # the process ends here
+    with pytest.raises(KeyboardInterrupt):
+        apply_rule(client, version)
+    client.set_model_version_tag.assert_called_once_with(
+        "rules", "1", "promotion", "champion: the first, with 1.7000 bits per byte"
+    )
+    client.set_registered_model_alias.side_effect = None
+    assert apply_rule(client, version).champion

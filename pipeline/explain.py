@@ -14,6 +14,7 @@ everything else; what is too large to be read is not judged, and the command say
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from model.pattern import cycle
 
 if TYPE_CHECKING:
     from pipeline.locked import State
@@ -208,8 +211,10 @@ class Fingerprints:
 def own_names(params: Mapping[str, Any]) -> Iterator[str]:
     """What params.yaml names by module: parts, hooks and objectives of users."""
     model, train = params.get("model") or {}, params.get("train") or {}
-    kinds = str(model.get("layer_pattern", "")).split("+")
-    parts = [model.get("norm", ""), model.get("mlp", ""), *(kind.partition("*")[0] for kind in kinds)]
+    kinds: tuple[str, ...] = ()
+    with contextlib.suppress(ValueError):  # not a pattern: the stage `code` says so
+        kinds = cycle(str(model.get("layer_pattern", "auto")))
+    parts = [model.get("norm", ""), model.get("mlp", ""), *dict.fromkeys(kinds)]
     for name in [*parts, *(train.get("hooks") or []), train.get("objective", "")]:
         if "." in str(name):
             yield str(name).strip()

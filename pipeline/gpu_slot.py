@@ -16,15 +16,13 @@ so that a flow that was killed gives its slot back by itself:
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.devices import visible_devices
 from stages.execution import Execution
 from stages.params import ParamsFile
 
@@ -45,26 +43,10 @@ class Taken(Exception):
     """No slot is free now."""
 
 
-def n_gpus() -> int:
-    """The NVIDIA GPUs that this process may use, counted without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        named = [name for name in visible.split(",") if name.strip()]
-        return len(named) if "-1" not in named else named.index("-1")
-    nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    if nodes:
-        return len(nodes)
-    try:  # where the driver has no such nodes, as in WSL
-        answer = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return answer.stdout.count("GPU ") if answer.returncode == 0 else 0
-
-
 def on_gpu(root: Path) -> bool:
     """Whether the stages that can use a GPU get one here: execution.device, or what there is."""
     device = ParamsFile(root / "params.yaml").section("execution", Execution).device
-    return n_gpus() > 0 if device == "auto" else device == "cuda"
+    return bool(visible_devices()) if device == "auto" else device == "cuda"
 
 
 @contextlib.contextmanager

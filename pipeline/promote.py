@@ -112,8 +112,8 @@ def promote_export(job: Job, name: str, force_reason: str) -> Outcome:
     from stages.export.registry import apply_rule, candidate_of, locked, register
     from stages.tracking import open_run
 
-    folder, key = job.out, run_key(job)
     check(job)
+    folder, key = job.out, run_key(job)
     with open_run(job, key, {}) as tracked:
         fill(job, tracked)
 
@@ -144,6 +144,22 @@ def check(job: Job) -> None:
         wanted = known.get(path) or _dependency(entry, path)
         if wanted and file_md5(job.root / path) != wanted:
             raise BadInput(f"{path}: not the file that dvc.lock names; run `dvc checkout` or `dvc repro export`")
+    check_files(job.out)
+
+
+def check_files(folder: Path) -> None:
+    """Finds a file of the export that is not the one its manifest describes: a version goes by the manifest's hash."""
+    from stages.entry import file_sha256
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    listed = {one["file"]: one["sha256"] for one in manifest["files"]}
+    there = {path.relative_to(folder).as_posix() for path in (folder / "hf").rglob("*") if path.is_file()}
+    for name in sorted(listed.keys() | there):
+        if name in listed and name in there and file_sha256(folder / name) == listed[name]:
+            continue
+        found = "is not there" if name not in there else "is not the file" if name in listed else "is no file"
+        tail = "" if name not in there else " of its manifest.json"
+        raise BadInput(f"data/export/{name}: {found}{tail}; run `dvc checkout` or `dvc repro export`")
 
 
 def _dependency(entry: dict[str, Any] | None, path: str) -> str:

@@ -148,16 +148,16 @@ def git(root: Path, *arguments: str) -> str | None:
 
 def mlflow_runs(root: Path) -> dict[str, str]:
     """Ids of MLflow's runs by the key of the training, from the database of this repository; none without one."""
-    return dict(_tracked(root, "select value, run_uuid from tags where key = ?", RUN_KEY))
+    return dict(tracked_rows(root, "select value, run_uuid from tags where key = ?", RUN_KEY))
 
 
 def tags_of_run(root: Path, key: str) -> dict[str, str]:
     """The tags of the run of a training, by its key."""
     select = "select key, value from tags where run_uuid in (select run_uuid from tags where key = ? and value = ?)"
-    return dict(_tracked(root, select, RUN_KEY, key))
+    return dict(tracked_rows(root, select, RUN_KEY, key))
 
 
-def _tracked(root: Path, select: str, *values: str) -> list[tuple[str, str]]:
+def tracked_rows(root: Path, select: str, *values: str) -> list[tuple[Any, ...]]:
     """Rows of MLflow's database, read as SQLite: importing MLflow takes seconds."""
     database = root / ".dvc" / "tmp" / "millrace" / "mlflow.db"
     if not database.exists():

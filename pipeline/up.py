@@ -60,14 +60,14 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
       prefect deployment run pretrain/cpu -p overrides='{"model.post_norm": true}'
     """
     from pipeline.cli import find_root
-    from pipeline.gpu_slot import n_gpus
     from pipeline.services import Ended, Services
     from pipeline.smoke import alone_in
+    from stages.devices import visible_devices
 
     root = find_root()
     if port == mlflow_port:
         raise BadInput(f"--port and --mlflow-port are both {port}; give each its own")
-    slots = n_gpus() if gpus is None else gpus
+    slots = len(visible_devices()) if gpus is None else gpus
     asked = asked_to_end()
     try:
         with alone_in(folder(root), RUNNING), Services(root, port, mlflow_port, slots, asked.is_set) as services:

@@ -4,12 +4,13 @@ An ablation runs several experiments at a time, somebody starts `dvc repro` besi
 takes the locks of as many GPUs as it uses, sees no others (CUDA_VISIBLE_DEVICES), and gives them back when it ends,
 also by kill -9, since the lock goes with the process.
 
-    CUDA_VISIBLE_DEVICES=2,3, one process trains on 2:   .dvc/tmp/millrace/devices/2.lock is held
+    CUDA_VISIBLE_DEVICES=2,3, one process trains on 2:   .dvc/tmp/millrace/devices/HOST/2.lock is held
     the next one that needs one GPU gets 3, and one more waits for the first that is free
 
 Who waits stands in a line, so that a stage that needs eight GPUs is not passed by all that need one. The locks lie
-in scratch: they hold for one repository, its worktrees and its experiments. Without GPUs nothing is locked, and
-where torchrun or Slurm started the processes (execution.launcher), these have shared them out.
+in scratch, in a folder for each host, since several may share one scratch, and GPU 0 of one is not that of another.
+They hold for one repository, its worktrees and its experiments. Without GPUs nothing is locked, and where torchrun or
+Slurm started the processes (execution.launcher), these have shared them out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,12 +63,22 @@ def visible_devices() -> list[str]:
         end = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
         return names[:end]
     nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    return [str(number) for number in range(len(nodes))]
+    return [str(number) for number in range(len(nodes) or _told_by_driver())]
+
+
+def _told_by_driver() -> int:
+    """The GPUs where the driver makes no such nodes, as in WSL."""
+    try:
+        command = ["nvidia-smi", "--list-gpus"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
 
 
 def _take(job: Job, devices: list[str], count: int, held: contextlib.ExitStack) -> list[str]:
     """Locks `count` of the devices, waiting for as long as that takes; the one whose turn it is keeps what it has."""
-    folder = job.scratch_base.parent / "devices"
+    folder = job.scratch_base.parent / "devices" / socket.gethostname()
     folder.mkdir(parents=True, exist_ok=True)
     me = f"{job.stage} of {os.environ.get('DVC_EXP_NAME') or 'the workspace'} (process {os.getpid()})"
     told = False

@@ -11,6 +11,7 @@ stands there once: points whose step the run has are left out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -79,14 +80,16 @@ def send_all(base: Path, address: Address) -> int:
     """
     sent = 0
     for folder in waiting(base, address):
-        with (folder / FILE).open(encoding="utf-8") as file:
+        with contextlib.ExitStack() as held:
             try:
+                file = held.enter_context((folder / FILE).open(encoding="utf-8"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # another process is sending it
+            except (FileNotFoundError, BlockingIOError):  # another process has sent it, or is sending it
                 continue
             if (folder / FILE).exists():
                 _send(_read(folder, json.load(file)), address)
-                shutil.rmtree(folder)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
                 sent += 1
     return sent
 
@@ -94,8 +97,16 @@ def send_all(base: Path, address: Address) -> int:
 def waiting(base: Path, address: Address) -> list[Path]:
     """The folders for this address, oldest first."""
     found = [path.parent for path in base.glob(f"*/{FILE}") if path.parent.suffix != ".partial"]
-    mine = [folder for folder in found if json.loads((folder / FILE).read_text(encoding="utf-8"))["uri"] == address.uri]
+    mine = [folder for folder in found if _uri(folder) == address.uri]
     return sorted(mine, key=lambda folder: folder.name.rsplit("-", 1)[1])
+
+
+def _uri(folder: Path) -> str | None:
+    """Where the folder is to be sent; None where another process has sent and removed it by now."""
+    try:
+        return str(json.loads((folder / FILE).read_text(encoding="utf-8"))["uri"])
+    except FileNotFoundError:
+        return None
 
 
 def _send(unsent: Unsent, address: Address) -> None:

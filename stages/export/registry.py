@@ -18,7 +18,6 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import tempfile
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.entry import Job, file_sha256
 from stages.export import pyfunc
-from stages.export.promotion import Measured, verdict
+from stages.export.promotion import Measured, lack_of, verdict
 from stages.export.snapshot import snapshot
 from stages.progress import say
 from stages.provenance import in_experiment
@@ -189,14 +188,15 @@ def apply_rule(client: MlflowClient, version: ModelVersion, force_reason: str = 
         moves, reason = verdict(ours, theirs)
     if force_reason:
         moves, reason = True, f"by a person: {force_reason} (the rule: {reason})"
+    role = CHAMPION if moves else f"not {CHAMPION}"
+    # before the alias: a process that dies in between leaves a version that the rule decides on again
+    client.set_model_version_tag(name, number, "promotion", f"{role}: {reason}")
     if moves:
         client.set_registered_model_alias(name, CHAMPION, number)
         if aliases.get(CHALLENGER) == number:
             client.delete_registered_model_alias(name, CHALLENGER)
-    elif theirs is not None and ours.eval_sha256 == theirs.eval_sha256 and not math.isnan(ours.bits_per_byte):
+    elif theirs is not None and ours.eval_sha256 == theirs.eval_sha256 and not lack_of(ours):
         client.set_registered_model_alias(name, CHALLENGER, number)
-    role = CHAMPION if moves else f"not {CHAMPION}"
-    client.set_model_version_tag(name, number, "promotion", f"{role}: {reason}")
     return Outcome(name, number, False, moves, reason)
 
 

@@ -75,7 +75,8 @@ else:
     (job.staging / "hf" / "model.safetensors").write_text(f"weights {{lr}}")
     (job.staging / "hf" / "part").mkdir()
     (job.staging / "hf" / "part" / "é.py").write_text("")
-    files = [{{"file": "hf/model.safetensors", "sha256": file_sha256(job.staging / "hf/model.safetensors")}}]
+    names = ("hf/model.safetensors", "hf/part/é.py")
+    files = [{{"file": name, "sha256": file_sha256(job.staging / name)}} for name in names]
     write_json(job.staging / "manifest.json", {{"files": files}})
     write_json(job.staging / "metrics.json", {{}})
     with open_run(job, state["run"], {{}}) as run:

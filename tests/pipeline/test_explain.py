@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.explain import Reason, explain, lines_of, reasons
+from pipeline.explain import Reason, explain, lines_of, own_names, reasons
 from pipeline.locked import file_md5, folder_md5
 from tests.pipeline.tiny_repository import command, dvc
 
@@ -147,6 +147,13 @@ def test_code_is_told_by_function(project: Path) -> None:
         "code stages.one.work: C.g changed",
         "code stages.one.work: h added",
     ]
+
+
+def test_parts_of_users_are_found_in_a_pattern_of_either_sign() -> None:
+    for pattern in ("full*1,model.mine.Mine*1", "full*1+model.mine.Mine*1"):
+        params = {"model": {"layer_pattern": pattern, "norm": "rmsnorm"}, "train": {"hooks": ["stages.own.Hook"]}}
+        assert list(own_names(params)) == ["model.mine.Mine", "stages.own.Hook"]
+    assert list(own_names({"model": {"layer_pattern": "a.B**2"}})) == []  # the stage `code` refuses it
 
 
 def test_a_fingerprint_that_is_in_no_cache_still_tells_that_it_differs(project: Path) -> None:

@@ -103,3 +103,8 @@ def test_what_cannot_be_read_is_refused(repository: Path, text: str, message: st
     (repository / "dvc.yaml").write_text(text)
     with pytest.raises(BadInput, match=message):
         read_graph(repository)
+
+
+def test_the_stages_that_take_a_slot_are_those_that_lock_a_gpu() -> None:
+    locking = {path.parent.name for path in ROOT.glob("stages/*/*.py") if "own_gpus(" in path.read_text("utf-8")}
+    assert {name for name, stage in read_graph(ROOT).stages.items() if stage.gpu} == locking == {"train", "evaluate"}

@@ -110,6 +110,20 @@ def test_an_export_that_is_not_the_one_of_dvc_lock_is_not_registered(
 ) -> None:
     copy = shutil.copytree(repository, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(copy)
+    weights = copy / "data/export/hf/model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(before + b"!")
+    with pytest.raises(BadInput, match="hf/model.safetensors: is not the file of its manifest.json; run `dvc"):
+        promote()
+    weights.unlink()
+    with pytest.raises(BadInput, match="hf/model.safetensors: not there"):
+        promote()
+    weights.write_bytes(before)
+    (copy / "data/export/hf/more.py").write_text("")
+    with pytest.raises(BadInput, match="data/export/hf/more.py: is no file of its manifest.json"):
+        promote()
+    (copy / "data/export/hf/more.py").unlink()
     manifest = copy / "data/export/manifest.json"
     manifest.unlink()
     manifest.write_text("{}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,11 +81,44 @@ def test_one_that_needs_all_is_not_passed_by_those_that_need_one(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("listed", "names"), [("0,1", ["0", "1"]), ("GPU-ab12", ["GPU-ab12"]), ("", []), ("-1", []), ("1,-1,0", ["1"])]
+    ("listed", "names"),
+    [
+        ("0,1", ["0", "1"]),
+        ("GPU-8a, GPU-9b", ["GPU-8a", "GPU-9b"]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,0", ["1"]),
+        ("1,,0", ["1"]),
+    ],
 )
 def test_the_list_is_read_as_cuda_reads_it(monkeypatch: pytest.MonkeyPatch, listed: str, names: list[str]) -> None:
     monkeypatch.setenv(VISIBLE, listed)
     assert visible_devices() == names
+
+
+def test_where_the_driver_makes_no_nodes_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: One GPU (UUID: GPU-8a)'\necho 'GPU 1: Another (UUID: GPU-9b)'\n")
+    program.chmod(0o755)
+    assert visible_devices() == ["0", "1"]
+
+
+def test_hosts_that_share_a_scratch_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "0")
+    for name in ("DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "gethostname", lambda: "one")
+    with own_gpus(Job("train", tmp_path)) as first:
+        monkeypatch.setenv(VISIBLE, "0")
+        monkeypatch.setattr(socket, "gethostname", lambda: "other")
+        monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits for the GPU of the other host"))
+        with own_gpus(Job("train", tmp_path)) as second:
+            assert first == second == ["0"]
+    assert {path.parent.name for path in tmp_path.rglob("0.lock")} == {"one", "other"}
 
 
 def test_without_gpus_and_under_torchrun_nothing_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

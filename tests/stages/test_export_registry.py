@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from stages.entry import Job, file_sha256
 from stages.execution import Execution
@@ -111,14 +113,15 @@ def test_aliases_move_by_rule_and_each_version_says_why(workspace: Path, export:
     assert "difference over 20 documents, -0.1000 to -0.1000, is below 0" in tags["4"]
     assert forced.reason.startswith("by a person: the text of the product (the rule: version 4 was measured on other")
     assert tags["5"] == f"champion: {forced.reason}" and said[-1].endswith(tags["5"])
-    assert tags["6"].startswith("not champion: nan bits per byte")
+    assert tags["6"].startswith("not champion: it has no finite bits per byte")
 
 
 def test_a_challenger_that_wins_is_challenger_no_more(workspace: Path, export: Path, tmp_path: Path) -> None:
     client = client_of(workspace)
     client.create_registered_model("hand")
-    for value in ("1.8", "1.7"):
-        tags = {"bits_per_byte": value, "bits_per_byte_low": value, "bits_per_byte_high": value, "eval_sha256": "e1"}
+    for value in (1.8, 1.7):
+        low, high = str(value - 0.02), str(value + 0.02)
+        tags = {"bits_per_byte": str(value), "bits_per_byte_low": low, "bits_per_byte_high": high, "eval_sha256": "e1"}
         client.create_model_version("hand", (tmp_path / "any").as_uri(), tags=tags)
     client.set_registered_model_alias("hand", "champion", "1")
     client.set_registered_model_alias("hand", "challenger", "2")
@@ -138,3 +141,19 @@ def test_a_champion_chosen_by_hand_without_figures_is_not_replaced(
     client.create_model_version("bare", (tmp_path / "any").as_uri(), tags={"bits_per_byte": "1", "eval_sha256": "e"})
     outcome = apply_rule(client, client.get_model_version("bare", "2"))
     assert not outcome.champion and "was measured on other text (unknown" in outcome.reason
+
+
+def test_a_kill_between_tag_and_alias_leaves_the_decision_to_be_made_again() -> None:
+    tags = [ModelVersionTag("bits_per_byte", "1.7"), ModelVersionTag("eval_sha256", "e1")]
+    version = ModelVersion("rules", "1", 0, source="", run_id="", tags=tags)
+    client = Mock()
+    client.get_registered_model.return_value.aliases = {}
+    client.download_artifacts.side_effect = OSError
+    client.set_registered_model_alias.side_effect = KeyboardInterrupt  # the process ends here
+    with pytest.raises(KeyboardInterrupt):
+        apply_rule(client, version)
+    client.set_model_version_tag.assert_called_once_with(
+        "rules", "1", "promotion", "champion: the first, with 1.7000 bits per byte"
+    )
+    client.set_registered_model_alias.side_effect = None
+    assert apply_rule(client, version).champion

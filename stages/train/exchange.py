@@ -8,8 +8,8 @@ Summed gradients lie in buckets, flat pieces of memory in the order in which a b
 each parameter's `.grad` is a view: nothing is copied, a bucket is one call to NCCL or gloo. Where micro-batches go
 kernel by kernel, a full bucket is on its way while the backward pass goes on (PyTorch DDP, Li et al., 2020). Where a
 micro-batch is a CUDA graph, nobody is told when a gradient is there, and all buckets go behind the last graph: on four
-H200 NCCL then worked alone for 3 to 9% of a step of 64K tokens a GPU, waits for the slowest included, and that was still
-faster than kernel by kernel (docs/train.md).
+H200 NCCL then worked alone for 3 to 9% of a step of 64K tokens a GPU, waits for the slowest included, and that was
+still faster than kernel by kernel (docs/train.md).
 
 Example: parameters a (4 numbers), b (6), c (6), buckets of 48 bytes: [c, b], [a]. Backward gives c, then b: the first
 bucket leaves while a is computed. All ranks send buckets in this order, whatever comes first on one of them.

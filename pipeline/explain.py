@@ -186,7 +186,7 @@ class Present:
 
 
 class Fingerprints:
-    """The fingerprints of the code as it is now, each file read once and most of them never (stages/code/memo.py)."""
+    """The fingerprints of the code as it is now, each file read once, most of them never (fingerprint/memo.py)."""
 
     def __init__(self, root: Path, params: Mapping[str, Any]):
         self.root = root
@@ -195,9 +195,9 @@ class Fingerprints:
         self._memo: Any = None
 
     def of(self, stage: str) -> dict:
-        from stages.code.imports import Project
-        from stages.code.memo import memo_of
         from stages.code.stage import fingerprint
+        from stages.fingerprint.imports import Project
+        from stages.fingerprint.memo import memo_of
 
         if self._project is None:
             self._memo = memo_of(self.root)

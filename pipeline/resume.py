@@ -75,9 +75,9 @@ def show_changes(job: Any, folder: Path) -> bool:
 
 def present_code(job: Any) -> dict[str, Any]:
     """The hashes of the functions that train can reach, as the stage `code` would write them now."""
-    from stages.code.imports import Project
     from stages.code.parts import own_modules
     from stages.code.stage import fingerprint
+    from stages.fingerprint.imports import Project
     from stages.params import ParamsFile
 
     project = Project(job.root)

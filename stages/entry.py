@@ -268,7 +268,7 @@ def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
 
 def refuse_other_code(job: Job) -> None:
     """Raises BadInput if code of this stage was edited after `code` took its fingerprint, which names the result."""
-    from stages.code.current import changed_modules  # of another stage, since it reads what that one writes
+    from stages.fingerprint.current import changed_modules
 
     if changed := changed_modules(job.root, job.stage):
         more = f" and {len(changed) - 1} more" if changed[1:] else ""

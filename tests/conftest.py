@@ -1,6 +1,7 @@
 """Property tests draw the same examples every time; HYPOTHESIS_PROFILE=default draws new ones.
 
 Tests that send SIGHUP mean what a terminal means by it, also where `nohup` has told all programs to ignore it.
+DVC starts the commands of stages through the plainest shell, one that stays beside its command, as under cron.
 """
 
 import os
@@ -11,3 +12,4 @@ from hypothesis import settings
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.environ["SHELL"] = "/bin/sh"

@@ -233,7 +233,7 @@ def desk(root: Path, folder: Path) -> Iterator[Path]:
     try:
         fill(root, folder, {})
         shutil.copy2(root / "params.yaml", folder / "params.yaml")  # byte for byte, as the stage `code` has read it
-        with contextlib.suppress(OSError):  # what was read in files of Python (stages/code/memo.py)
+        with contextlib.suppress(OSError):  # what was read in files of Python (stages/fingerprint/memo.py)
             memo = Path(".dvc/tmp/millrace/code/modules.json")
             (folder / memo).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / memo, folder / memo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from stages.code.imports import Project
+from stages.fingerprint.imports import Project
 from stages.params import ParamsFile
 from stages.train.params import TrainParams
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from model.config import ModelConfig
-from stages.code.imports import Project
+from stages.fingerprint.imports import Project
 from stages.params import ParamsFile
 from stages.portable import followed, left_behind
 

@@ -8,32 +8,31 @@ and export. `diff` of two fingerprints names the functions that changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.code.combinations import check_combinations
-from stages.code.fingerprint import HASH_LENGTH
-from stages.code.imports import Project
-from stages.code.memo import memo_of
 from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job, write_json
 from stages.errors import BadInput
+from stages.fingerprint.functions import bytes_hash
+from stages.fingerprint.imports import Project
+from stages.fingerprint.memo import memo_of
 from stages.params import ParamsFile
 from stages.progress import say
 
 VERSION = 1
 
 # Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and the
-# registry report it; execution and devices are where and how fast; code.current refuses to begin; the hooks of train
-# that look on write pages, tables and lines for people. They are in no fingerprint, and tests/stages/test_code.py
-# swaps them for others and compares bytes.
+# registry report it; execution and devices are where and how fast; fingerprint.current refuses to begin; the hooks
+# of train that look on write pages, tables and lines for people. They are in no fingerprint, and
+# tests/stages/test_code.py swaps them for others and compares bytes.
 WITHOUT_EFFECT = frozenset(
     {
-        "stages.code.current",
+        "stages.fingerprint.current",
         "stages.devices",
         "stages.execution",
         "stages.export.registry",
@@ -84,8 +83,8 @@ def fingerprint(project: Project, stage: str, own: Sequence[str] = ()) -> dict:
         if hashes := project.hashes(module):
             modules[module] = hashes
         for path in project.data_files(module):
-            modules[_name(path, project.root)] = {"<file>": file_sha256(path)[:HASH_LENGTH]}
-    digest = hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
+            modules[_name(path, project.root)] = {"<file>": bytes_hash(path.read_bytes())}
+    digest = bytes_hash(json.dumps(modules, sort_keys=True).encode())
     return {"version": VERSION, "digest": digest, "modules": modules}
 
 

@@ -12,10 +12,10 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.sampling import Sampling, generate
 from stages.code.combinations import built_in_parts
-from stages.code.imports import Project
 from stages.code.parts import own_modules
 from stages.code.stage import fingerprint
 from stages.errors import BadInput
+from stages.fingerprint.imports import Project
 from stages.params import ParamsFile
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,25 +17,25 @@ ROOT = Path(__file__).parents[2]
 GRAPH = """
 stages:
   pack:
-    cmd: python stage.py pack
+    cmd: exec python stage.py pack
     deps: [stage.py]
     params: [dedup, pack]
     outs: [data/pack/shard.bin]
     metrics: [data/pack/metrics.json]
   train:
-    cmd: python stage.py train
+    cmd: exec python stage.py train
     deps: [stage.py, data/pack/shard.bin]
     params: [model, train]
     outs: [data/train/last, data/train/loss.csv, data/train/timing.json]
     metrics: [data/train/metrics.json]
   evaluate:
-    cmd: python stage.py evaluate
+    cmd: exec python stage.py evaluate
     deps: [data/train/last, data/pack/shard.bin]
     params: [evaluate]
     outs: [data/evaluate/samples.json]
     metrics: [data/evaluate/metrics.json]
   export:
-    cmd: python stage.py export
+    cmd: exec python stage.py export
     deps: [data/train/last]
     outs: [data/export/note]
 """

@@ -14,19 +14,19 @@ ROOT = Path(__file__).parents[2]
 GRAPH = """
 stages:
   train:
-    cmd: python stages/work.py train
+    cmd: exec python stages/work.py train
     deps: [stages/work.py]
     params: [train]
     outs: [data/train/best]
     metrics: [data/train/metrics.json]
     plots: [data/train/loss.csv]
   evaluate:
-    cmd: python stages/work.py evaluate
+    cmd: exec python stages/work.py evaluate
     deps: [data/train/best]
     outs: [data/evaluate/plots]
     metrics: [data/evaluate/metrics.json]
   export:
-    cmd: python stages/work.py export
+    cmd: exec python stages/work.py export
     deps: [data/train/best, data/evaluate/metrics.json]
     params: [export]
     outs: [data/export/hf, data/export/manifest.json]

@@ -111,9 +111,9 @@ MODULES = {
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """One stage of two modules, with its fingerprint in the cache as after a run."""
-    from stages.code.imports import Project
     from stages.code.stage import fingerprint
     from stages.entry import write_json
+    from stages.fingerprint.imports import Project
 
     for name, text in MODULES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from tests.pipeline.tiny_repository import command, dvc, write_repository
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")]
 
 ROOT = Path(__file__).parents[2]
-GPU_STAGE = "    cmd: python stage.py right out/code\n"
+GPU_STAGE = "    cmd: exec python stage.py right out/code\n"
 
 
 def wait_for(happened: Callable[[], Any], seconds: float, what: str) -> Any:

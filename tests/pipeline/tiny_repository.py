@@ -14,28 +14,28 @@ from pipeline import environment
 GRAPH = """
 stages:
   code:
-    cmd: python stage.py code source.txt
+    cmd: exec python stage.py code source.txt
     deps: [source.txt, params.yaml]
     outs: [out/code]
   left:
     desc: one branch
-    cmd: python stage.py left out/code inputs
+    cmd: exec python stage.py left out/code inputs
     deps: [out/code, "${download.inputs}"]
     params: [left]
     outs: [out/left/text]
     metrics: [out/left/metrics.json]
   right:
-    cmd: python stage.py right out/code
+    cmd: exec python stage.py right out/code
     deps: [out/code]
     outs: [out/right]
     plots:
       - out/right.csv: {x: a, y: b}
   join:
-    cmd: python stage.py join out/left out/right
+    cmd: exec python stage.py join out/left out/right
     deps: [out/left, out/right]
     outs: [out/join]
   last:
-    cmd: python stage.py last out/join
+    cmd: exec python stage.py last out/join
     deps: [out/join]
     outs: [out/last]
 """

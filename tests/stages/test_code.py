@@ -16,12 +16,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from model.config import ModelConfig
-from stages.code.current import changed_modules
-from stages.code.imports import Project
 from stages.code.sections import SECTIONS
 from stages.code.stage import WITHOUT_EFFECT, fingerprint, run, stage_names
 from stages.entry import Job, content_hash, plain
 from stages.errors import BadInput
+from stages.fingerprint.current import changed_modules
+from stages.fingerprint.imports import Project
 
 ROOT = Path(__file__).parents[2]
 USERS_OF_MODEL = {"train", "evaluate", "export"}
@@ -231,7 +231,7 @@ def test_every_key_is_read_by_a_stage_that_declares_its_section() -> None:
 
 
 SILENT = {
-    "code/current": "def changed_modules(root, stage): return []",
+    "fingerprint/current": "def changed_modules(root, stage): return []",
     "devices": """
         import contextlib
         @contextlib.contextmanager

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.code.fingerprint import function_hashes
-from stages.code.imports import Project
 from stages.code.stage import fingerprint
 from stages.errors import BadInput
+from stages.fingerprint.functions import function_hashes
+from stages.fingerprint.imports import Project
 
 SOURCE = '''
 """Packs rows."""

@@ -1,4 +1,4 @@
-"""stages.code.memo: files of the project that did not change are not read again, and nothing else differs."""
+"""stages.fingerprint.memo: files of the project that did not change are not read again, and nothing else differs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.code.imports import Project
-from stages.code.memo import Memo
 from stages.code.stage import fingerprint
+from stages.fingerprint.imports import Project
+from stages.fingerprint.memo import Memo
 
 FILES = {
     "stages/__init__.py": "",

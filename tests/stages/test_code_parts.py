@@ -11,9 +11,9 @@ import pytest
 from model import config, parts
 from model.config import ModelConfig
 from model.mlp import ACTIVATIONS, GATES
-from stages.code.imports import Project
 from stages.code.parts import ARGUMENTS, BUILT_IN, own_modules
 from stages.errors import BadInput
+from stages.fingerprint.imports import Project
 from stages.params import ParamsFile
 from stages.portable import relative
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import stages.train
-from stages.code.imports import Project
 from stages.code.own_training import own_training_modules
 from stages.code.stage import fingerprint
 from stages.errors import BadInput
+from stages.fingerprint.imports import Project
 from stages.params import ParamsFile
 from stages.train import objective
 from stages.train.params import OBJECTIVES, TrainParams

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.code.fingerprint import HASH_LENGTH
-from stages.code.imports import Project
-from stages.code.memo import memo_of
+from stages.fingerprint.functions import bytes_hash
+from stages.fingerprint.imports import Project
+from stages.fingerprint.memo import memo_of
 
 
 def changed_modules(root: Path, stage: str) -> list[str]:
@@ -28,13 +28,11 @@ def changed_modules(root: Path, stage: str) -> list[str]:
 
 
 def _changed(project: Project, judged: dict[str, dict[str, str]]) -> Iterator[str]:
-    from stages.entry import file_sha256
-
     for name, hashes in judged.items():
         if name in project.files:
             now = project.hashes(name)
         else:
             path = project.root / name
-            now = {"<file>": file_sha256(path)[:HASH_LENGTH]} if path.is_file() else {}
+            now = {"<file>": bytes_hash(path.read_bytes())} if path.is_file() else {}
         if now != hashes:
             yield name

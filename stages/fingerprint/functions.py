@@ -36,11 +36,11 @@ def function_hashes(tree: ast.Module) -> dict[str, str]:
     """
     parts: dict[str, list[str]] = defaultdict(list)
     _split(tree.body, "", "<module>", parts)
-    return {name: short_hash("\n".join(texts)) for name, texts in sorted(parts.items())}
+    return {name: bytes_hash("\n".join(texts).encode()) for name, texts in sorted(parts.items())}
 
 
-def short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+def bytes_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:HASH_LENGTH]
 
 
 def _split(body: list[ast.stmt], prefix: str, owner: str, parts: dict[str, list[str]]) -> None:

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-READERS = ("memo.py", "imports.py", "fingerprint.py", "../portable.py")
+READERS = ("memo.py", "imports.py", "functions.py", "../portable.py")
 HERE = Path(__file__).parent
 # taken when this is imported, as the code that reads is: a process that lives long may outlive its sources
 READER = (

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.code.fingerprint import function_hashes
-from stages.code.memo import Memo, Reading
 from stages.errors import BadInput
+from stages.fingerprint.functions import function_hashes
+from stages.fingerprint.memo import Memo, Reading
 from stages.portable import running
 
 PACKAGES = ("model", "stages")

@@ -50,7 +50,7 @@ def test_each_kind_of_reason_is_one_line(ran: Path) -> None:
     ]
     assert said(ran, "right") == ["output out/right: missing"]
     assert said(ran, "join") == [
-        "command: python stage.py join out/left out/right -> python stage.py join out/right out/left",
+        "command: exec python stage.py join out/left out/right -> exec python stage.py join out/right out/left",
         "file out/right: missing",
     ]
     assert said(ran, "last") == []

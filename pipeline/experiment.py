@@ -28,6 +28,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.graph import Graph
 from pipeline.links import cache_folder, dvc
+from pipeline.params_view import refuse_wrong
 from pipeline.reproduce import stale_stages
 from pipeline.smoke import alone_in, copy_working_tree, override_params
 from stages.errors import BadInput
@@ -83,9 +84,10 @@ def worktree(root: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Iterator
     """A worktree with the present files and with overrides such as `{"train": {"max_steps": 20}}` in params.yaml.
 
     Raises:
-        BadInput: no commit to stand on, or the same command at work.
+        BadInput: params that the stage `code` would refuse, no commit to stand on, or the same command at work.
     """
     commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", problem="there is no commit yet")
+    refuse_wrong(root, overrides, "overrides")
     name = name_of(commit, overrides)
     folder = root / ".dvc" / "tmp" / "millrace" / "worktrees" / name
     with alone_in(folder):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from model.pattern import cycle
+from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.locked import State
@@ -66,6 +67,7 @@ class Explanation:
         unchecked: files too large to be read here.
         before: stages that it waits for and that would run, with their reasons.
         after: stages that read what it makes, directly or through others.
+        refused: what is wrong with params.yaml, or nothing.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class Explanation:
     unchecked: list[str]
     before: dict[str, list[Reason]]
     after: list[str]
+    refused: str = ""
 
 
 def reasons(root: Path, stage: str, dvc_status: dict | None = None) -> list[Reason]:
@@ -95,9 +98,20 @@ def explain(root: Path, stage: str) -> Explanation:
     found = list(present.reasons(stage))
     unchecked = list(present.unchecked)
     before = {name: list(present.reasons(name)) for name in present.graph.select([stage])[:-1] if name != "code"}
-    return Explanation(
-        stage, found, unchecked, {name: why for name, why in before.items() if why}, present.graph.downstream(stage)
-    )
+    waiting = {name: why for name, why in before.items() if why}
+    return Explanation(stage, found, unchecked, waiting, present.graph.downstream(stage), refusal(root))
+
+
+def refusal(root: Path) -> str:
+    """What the stage `code` would say of params.yaml, or nothing."""
+    from pipeline.params_view import has_our_gate, resolved
+
+    try:
+        if has_our_gate(root):
+            resolved(root)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 class Present:
@@ -291,8 +305,10 @@ def command(stage: str, as_json: bool) -> None:
 
 def lines_of(found: Explanation) -> Iterator[str]:
     stage = found.stage
+    if found.refused:
+        yield f"nothing would run: the stage code would refuse {found.refused}"
     if found.reasons:
-        yield f"{stage} would run:"
+        yield f"{stage} would run, or come from DVC's run cache if it ran so before:"
         yield from (f"  {reason}" for reason in found.reasons)
     elif found.before:
         yield f"{stage} is as it ran last, but waits for stages that would run:"

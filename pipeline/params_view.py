@@ -8,14 +8,22 @@ model.norm_eps      1e-06  default
 from __future__ import annotations
 
 import dataclasses
+import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model.size import n_parameters, summary
+from pipeline.graph import read_graph
+from pipeline.smoke import override_params
 from stages.code.combinations import check_combinations
 from stages.code.sections import SECTIONS, read_sections
 from stages.entry import plain
+from stages.errors import BadInput
 from stages.params import ParamsFile, environment_overrides, field_names, variable_of
+
+PLACE = re.compile(r"^params[.]yaml(:[0-9]+)?: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +50,35 @@ def resolved(root: Path) -> list[Value]:
         for key in field_names(schema):
             found.append(Value(f"{section}.{key}", values[key], _origin(params, section, key)))
     return found
+
+
+def has_our_gate(root: Path) -> bool:
+    """Whether params are judged by Millrace's stage `code`; a graph of one's own may have another."""
+    gate = read_graph(root).stages.get("code")
+    return gate is None or gate.command.endswith("-m stages.code")
+
+
+def refuse_wrong(root: Path, overrides: Mapping[str, Mapping[str, Any]], name: str) -> None:
+    """Judges params.yaml with `overrides` such as `{"train": {"max_steps": 20}}`, before anything is copied or run.
+
+    Args:
+        name: of the overrides, for the message.
+
+    Raises:
+        BadInput: a mistake, as the stage `code` would tell it.
+    """
+    if not has_our_gate(root):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text((root / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        override_params(path, overrides)
+        params = ParamsFile(path)
+    params.path = root / "params.yaml"  # files that params name are looked for beside it
+    try:
+        check_combinations(params, read_sections(params))
+    except BadInput as error:
+        raise BadInput(f"{name}: {PLACE.sub('', str(error))}") from None
 
 
 def model_summary(root: Path) -> str:

@@ -84,6 +84,7 @@ class Plan:
     copies: int
     free_gb: float
     there_gb: float
+    cores: int
     used: Mapping[str, tuple[float, str]]
 
     @property
@@ -130,7 +131,8 @@ def make_plan(root: Path, sections: Mapping[str, Any], copies: int = 1) -> Plan:
     free, there = free_bytes(root) / GB, on_disk(root) / GB
     return Plan(
         text / GB, documents, kept / density, sections["train"].max_steps * sections["train"].batch_tokens,
-        parameters_of(sections, vocabulary), tuple(steps), copies, free, there, {name: SOURCES[name] for name in names},
+        parameters_of(sections, vocabulary), tuple(steps), copies, free, there,
+        sections["execution"].n_workers(), {name: SOURCES[name] for name in names},
     )  # fmt: skip
 
 
@@ -319,6 +321,7 @@ def lines_of(plan: Plan) -> Iterator[str]:
         f"{plan.parameters / 1e6:,.1f} million parameters read {plan.trained_tokens / 1e6:,.1f} million "
         f"({plan.trained_tokens / plan.tokens:.2f} passes)"
     )
+    yield f"data stages on {plan.cores} cores (execution.workers, or what this machine has)"
     yield f"{'stage':10} {'GB kept':>10} {'GB scratch':>11} {'hours':>8}"
     for step in plan.steps:
         yield f"{step.stage:10} {step.output_gb * plan.copies:>10.3f} {step.scratch_gb:>11.3f} {step.hours:>8.2f}"

@@ -56,15 +56,20 @@ def ablate(
     from pipeline.ablation.results import collect
     from pipeline.ablation.runner import Runner
     from pipeline.cli import find_root
+    from pipeline.experiment import nested
     from pipeline.graph import plain_params, read_graph
+    from pipeline.params_view import refuse_wrong
     from pipeline.smoke import alone_in
 
     root = find_root()
     params, varied = plain_params(root), parse(grid)
     every = variants(varied, params, baseline)
-    chosen = list(targets) or (["evaluate"] if "evaluate" in read_graph(root).stages else [])
-    read_graph(root).select(chosen)
-    check(root, every)
+    graph = read_graph(root)
+    chosen = list(targets) or (["evaluate"] if "evaluate" in graph.stages else [])
+    if not any(graph.stages[stage].metrics for stage in graph.select(chosen)):
+        raise BadInput(f"--target {', '.join(chosen)}: nothing is measured up to there; `evaluate` has the losses")
+    for variant in every:
+        refuse_wrong(root, nested(variant.settings), variant.label)
     commit, state = state_of(root, params)
     if name is not None and not NAME.fullmatch(name):
         raise BadInput(f"--name {name!r}: the name of a folder; letters, digits, '.', '_' and '-', no dot in front")
@@ -94,33 +99,6 @@ def ablate(
     click.echo(f"report: {(copy_to or folder) / 'report.html'}")
     if problems:
         sys.exit(FAILED)
-
-
-def check(root: Path, every: Sequence) -> None:
-    """Finds what is wrong with any combination before anything runs.
-
-    Raises:
-        BadInput: with the combination.
-    """
-    import tempfile
-
-    from pipeline.params_view import resolved
-    from pipeline.smoke import override_params
-
-    text = (root / "params.yaml").read_text(encoding="utf-8")
-    for variant in every:
-        with tempfile.TemporaryDirectory(dir=root / ".dvc") as folder:
-            path = Path(folder) / "params.yaml"
-            path.write_text(text, encoding="utf-8")
-            overrides: dict[str, dict] = {}
-            for dotted, value in variant.settings.items():
-                section, _, key = dotted.partition(".")
-                overrides.setdefault(section, {})[key] = value
-            override_params(path, overrides)
-            try:
-                resolved(Path(folder))
-            except BadInput as error:
-                raise BadInput(f"{variant.label}: {re.sub(r'^params[.]yaml(:[0-9]+)?: ', '', str(error))}") from None
 
 
 def state_of(root: Path, params: dict) -> tuple[str, str]:

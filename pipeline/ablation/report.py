@@ -194,7 +194,8 @@ def shared_stages(folder: Path, runs: Sequence[Run]) -> list[Shared]:
     found = []
     for stage in names:
         seconds = [one["ran"][stage] for one in told if stage in one["ran"]]
-        taken = sum(stage in one["taken"] or stage in one["unchanged"] for one in told)
+        # what an attempt ran before it was killed, the next one took
+        taken = sum(stage not in one["ran"] and stage in (*one["taken"], *one["unchanged"]) for one in told)
         found.append(Shared(stage, len(seconds), taken, sum(seconds) / len(seconds) if seconds else None))
     return found
 

@@ -86,7 +86,17 @@ class Told:
 
     def save(self, path: Path) -> None:
         content = {"ran": self.ran, "taken": self.taken, "unchanged": self.unchanged}
-        path.write_text(json.dumps(content), encoding="utf-8")
+        beside = path.with_name(f"{path.name}.partial")
+        beside.write_text(json.dumps(content), encoding="utf-8")
+        beside.replace(path)
+
+    @classmethod
+    def before(cls, path: Path) -> Told:
+        """What an attempt that was cut short has left."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return cls()
 
 
 @dataclasses.dataclass
@@ -175,7 +185,7 @@ class Runner:
         return problem
 
     def _attempt(self, one: Planned, command: list[str]) -> tuple[int, str]:
-        told, lines = Told(), [""]
+        told, lines = Told.before(self._path(one, "json")), [""]
         with self._path(one, "log").open("a", encoding="utf-8") as log:
 
             def on_line(line: str) -> None:
@@ -186,6 +196,7 @@ class Runner:
                 if (found := RUNNING.match(line) or NAMED.match(line)) and found[1] not in self._before_seed():
                     self._ready[self._data_of(one)].set()
                 if news := told.hear(line, time.monotonic()):
+                    told.save(self._path(one, "json"))  # as it goes: a kill must not lose it
                     self._tell(one, news)
 
             code = programs.run(command, self._desk, environment.for_programs(self._variables()), on_line)

@@ -44,7 +44,7 @@ def infeasible(
         )
     if execution.device == "cpu":
         yield from _on_cpu(train, execution)
-    if execution.cuda_graphs is True and (reason := no_graph(model, train)):
+    if execution.cuda_graphs is True and (reason := no_graph_of(model, train)):
         yield Infeasible(["execution", "cuda_graphs"], f"true, but {reason}; set it to auto")
     if execution.sharding == "full" and execution.n_processes > 1:
         problem = not_in_parts(model, train, execution, rows_per_step, execution.n_processes)
@@ -64,7 +64,7 @@ def _on_cpu(train: TrainParams, execution: Execution) -> Iterator[Infeasible]:
         )
 
 
-def no_graph(model: ModelConfig, train: TrainParams) -> str:
+def no_graph_of(model: ModelConfig, train: TrainParams) -> str:
     """Why a micro-batch of this model cannot be one CUDA graph anywhere, or the empty text."""
     if "." in train.objective:
         return "an objective of your own may wait for the device"

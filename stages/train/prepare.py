@@ -85,7 +85,7 @@ def micro_step(
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
     """
-    reason = feasible.no_graph(model.config, params) or no_graph_here(execution, ranks)
+    reason = feasible.no_graph_of(model.config, params) or no_graph_here(execution, ranks)
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:

@@ -246,6 +246,9 @@ def test_what_cannot_is_not_chosen():
     assert choose(case()) == "varlen"
     assert choose(case(n_kv_heads=2)) == "flex"
     assert choose(case(reach=Reach(256, 4))) == "flex"
+    assert choose(case(reach=Reach(256, 0))) == "flex"
+    assert choose(case(reach=Reach(256, 0), key_width=128, value_width=128)) == "varlen"
+    assert choose(case(reach=Reach(256, 4), key_width=128, value_width=128)) == "flex"
     assert choose(case(packed=False)) == "sdpa"
     with pytest.raises(ValueError, match="there are auto, sdpa, flex, varlen, fa4"):
         choose(case(), "flash")

@@ -61,7 +61,8 @@ def test_each_kind_of_reason_is_one_line(ran: Path) -> None:
 
 def test_a_stage_that_never_ran(repository: Path) -> None:
     assert reasons(repository, "left") == [Reason("never ran", "left")]
-    assert list(lines_of(explain(repository, "left")))[:2] == ["left would run:", "  never ran"]
+    said = list(lines_of(explain(repository, "left")))
+    assert said[:2] == ["left would run, or come from DVC's run cache if it ran so before:", "  never ran"]
 
 
 def test_what_stands_before_and_after(ran: Path) -> None:
@@ -172,4 +173,4 @@ def test_the_command_loads_nothing_heavy(ran: Path) -> None:
         f"print({heavy} & set(sys.modules), file=sys.stderr); sys.exit(bool({heavy} & set(sys.modules)))"
     )
     answer = json.loads(command(ran, sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"))
-    assert answer == {"stage": "left", "reasons": [], "unchecked": [], "before": {}, "after": ["join", "last"]}
+    assert answer.pop("stage") == "left" and answer.pop("after") == ["join", "last"] and not any(answer.values())

@@ -199,7 +199,7 @@ def test_chunks_and_checkpoints_train_as_all_at_once(packed):
 
 def test_a_graph_is_refused_with_the_reason():
     gpu = Ranks(0, 1, "cuda")
-    assert no_graph_here(Execution(), gpu) == feasible.no_graph(MODEL, TRAIN) == ""
+    assert no_graph_here(Execution(), gpu) == feasible.no_graph_of(MODEL, TRAIN) == ""
     assert "graphs are for GPUs" in no_graph_here(Execution(), ONE)
     assert "compile is off" in no_graph_here(Execution(compile=False), gpu)
     assert no_graph_here(Execution(), Ranks(0, 2, "cuda")) == ""

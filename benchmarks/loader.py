@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.tokens import INDEX_VERSION, TokenRows, data_order, row_schema
+from stages.order import data_order
+from stages.tokens import INDEX_VERSION, TokenRows, row_schema
 from stages.train.batches import Batches
 
 BAR = 200e6

@@ -1,4 +1,4 @@
-"""Packed rows of tokens as Arrow shards, memory-mapped, and the order in which training reads them.
+"""Packed rows of tokens as Arrow shards, memory-mapped.
 
 A document of tokens t1..tn is read as inputs <|endoftext|> t1 .. tn with labels t1 .. tn
 <|endoftext|>: n + 1 pairs, all of which count. A row has T slots and holds segments of documents
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import BadInput
+from stages.row_kernel import IGNORED_LABEL as IGNORED_LABEL
+from stages.row_kernel import NO_SEGMENT as NO_SEGMENT
+from stages.row_kernel import write_rows
 
 INDEX_VERSION = 1
-IGNORED_LABEL = -100
-NO_SEGMENT = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,6 @@ class TokenRows:
         self._parts = [part for shard in self.index["shards"] for part in self._open(shard)]
         self._first_rows = np.cumsum([0, *(len(part.input_ids) for part in self._parts)])
         self.n_rows = int(self._first_rows[-1])
-        self._filled: np.ndarray | None = None
 
     def _open(self, shard: dict[str, Any]) -> list[_Part]:
         path = self.folder / shard["file"]
@@ -105,54 +106,41 @@ class TokenRows:
             raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
         return [_Part(batch, self.context_length) for batch in batches]
 
-    def batch(self, row_ids: np.ndarray, dtype: type[np.signedinteger] = np.int64) -> Batch:
-        """The rows with these numbers, in this order; who copies them on may want a narrower `dtype`.
+    def batch(
+        self, row_ids: np.ndarray, dtype: type[np.signedinteger] = np.int64, empty: Callable[..., np.ndarray] = np.empty
+    ) -> Batch:
+        """The rows with these numbers, in this order.
 
-        No Python for each row: what a segment has once is repeated over its slots. The padding of a row is one more
-        segment, with number -1 and no label.
+        Args:
+            dtype: who copies them on may want a narrower one.
+            empty: makes the arrays, from a shape and a dtype, where they must lie in memory of another kind.
         """
-        inputs, counts, lengths, next_ids = self._gather(row_ids, dtype)
-        last = np.cumsum(counts + 1) - 1  # where the padding of each row stands among segments
-        first = last - counts
-        lengths[last] = self.context_length - np.add.reduceat(lengths, first) if len(row_ids) else 0
-        numbers = np.arange(len(lengths)) - np.repeat(first, counts + 1)
-        numbers[last] = NO_SEGMENT
-        ends = np.cumsum(lengths)
-        labels = np.empty(inputs.size, dtype)
-        labels[:-1] = inputs.reshape(-1)[1:]
-        real = numbers != NO_SEGMENT
-        labels[ends[real] - 1] = next_ids[real]
-        segments = np.repeat(numbers.astype(dtype), lengths)
-        positions = np.arange(inputs.size, dtype=dtype)
-        positions -= np.repeat((ends - lengths).astype(dtype), lengths)
-        padding = _runs(ends[last] - lengths[last], lengths[last])
-        labels[padding], positions[padding] = IGNORED_LABEL, 0
-        return Batch(inputs, *(array.reshape(inputs.shape) for array in (labels, segments, positions)))
-
-    def _gather(self, row_ids: np.ndarray, dtype: type[np.signedinteger]) -> tuple[np.ndarray, ...]:
-        """Inputs [B, T] and the number of segments of each row; of all segments lengths and next ids, with a place
-        of its own behind each row for the padding."""
+        shape = (len(row_ids), self.context_length)
+        arrays = [empty(shape, dtype) for _ in dataclasses.fields(Batch)]
         parts = np.searchsorted(self._first_rows, row_ids, side="right") - 1
         rows = row_ids - self._first_rows[parts]
-        groups = [(self._parts[number], np.flatnonzero(parts == number)) for number in np.unique(parts)]
-        inputs = np.empty((len(row_ids), self.context_length), dtype)
-        begins, counts = np.empty((2, len(row_ids)), np.int64)
-        for part, here in groups:
-            inputs[here] = part.input_ids[rows[here]]
-            begins[here] = part.boundaries[rows[here]]
-            counts[here] = part.boundaries[rows[here] + 1] - begins[here]
-        places = np.cumsum(counts + 1) - counts - 1
-        lengths, next_ids = np.zeros((2, int(counts.sum()) + len(counts)), np.int64)
-        for part, here in groups:
-            place, source = _runs(places[here], counts[here]), _runs(begins[here], counts[here])
-            lengths[place], next_ids[place] = part.lengths[source], part.next_ids[source]
-        return inputs, counts, lengths, next_ids
+        for number in np.unique(parts):
+            part, here = self._parts[number], np.flatnonzero(parts == number)
+            write_rows(rows[here], here, part.input_ids, part.boundaries, part.lengths, part.next_ids, *arrays)
+        return Batch(*arrays)
 
     def n_labels(self, row_ids: np.ndarray) -> int:
         """The labels of these rows: their slots that are not padding."""
-        if self._filled is None:
-            self._filled = np.concatenate([np.zeros(0, np.int32), *(part.filled() for part in self._parts)])
         return int(self._filled[row_ids].sum(dtype=np.int64))
+
+    def n_documents(self, row_ids: np.ndarray) -> np.ndarray:
+        """The segments of each of these rows; the padding of a row counts as one (model/context.py)."""
+        return self._segments[row_ids] + (self._filled[row_ids] < self.context_length)
+
+    @cached_property
+    def _filled(self) -> np.ndarray:
+        """The slots of each row that are not padding, int32."""
+        return np.concatenate([np.zeros(0, np.int32), *(part.filled() for part in self._parts)])
+
+    @cached_property
+    def _segments(self) -> np.ndarray:
+        """The segments of each row, int32."""
+        return np.concatenate([np.zeros(0, np.int32), *(np.diff(part.boundaries) for part in self._parts)])
 
     def origins(self, row_id: int) -> tuple[list[int], list[int]]:
         """The document of each segment of a row, and the slot of the document that the segment begins with."""
@@ -219,42 +207,3 @@ class _Part:
         """The slots of each row that are not padding, int32."""
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         return (ends[self.boundaries[1:]] - ends[self.boundaries[:-1]]).astype(np.int32)
-
-
-def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start + 1 .. for each start, as many as its count. Example: [5, 9] and [2, 3] give 5 6 9 10 11."""
-    ends = np.cumsum(counts)
-    return np.arange(int(counts.sum())) + np.repeat(starts - ends + counts, counts)
-
-
-def data_order(n_rows: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Row ids at positions start .. start + count of the endless training order, int64.
-
-    Every epoch is a permutation of all rows of its own. It is computed, not stored: a Feistel network
-    over the smallest even number of bits that can count the rows, walked until it lands on a row
-    (Black and Rogaway, 2002). So the order is a pure function of seed and position; resuming at any
-    step costs nothing, and ranks, accumulation and workers cannot change it.
-    """
-    positions = np.arange(start, start + count, dtype=np.uint64)
-    epochs, places = np.divmod(positions, np.uint64(n_rows))
-    half_bits = max(1, (max(n_rows - 1, 1).bit_length() + 1) // 2)
-    rows = _feistel(places, epochs, seed, half_bits)
-    while (outside := rows >= n_rows).any():
-        rows[outside] = _feistel(rows[outside], epochs[outside], seed, half_bits)
-    return rows.astype(np.int64)
-
-
-def _feistel(values: np.ndarray, epochs: np.ndarray, seed: int, half_bits: int) -> np.ndarray:
-    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
-    left, right = values >> shift, values & mask
-    for round_number in range(4):
-        key = np.uint64((seed * 0x9E3779B97F4A7C15 + round_number * 0xD1B54A32D192ED03) % 2**64)
-        left, right = right, left ^ (_mix(right + _mix(epochs + key)) & mask)
-    return (left << shift) | right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al., 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from stages.evaluate import kneser_ney
 from stages.evaluate.events import Events, in_bytes
 from stages.evaluate.token_bytes import END_OF_DOCUMENT, TokenBytes
-from stages.tokens import TokenRows, data_order
+from stages.order import data_order
+from stages.tokens import TokenRows
 
 ZSTD_LEVEL = 19
 LARGEST_ZSTD_WINDOW = 27  # log2 of bytes: 128 MiB, the most that decoders accept without being told

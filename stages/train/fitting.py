@@ -17,7 +17,7 @@ from stages.errors import Failed
 from stages.execution import Execution
 from stages.progress import say
 from stages.tokens import TokenRows
-from stages.train.batches import micro_batch_of, tensors_of
+from stages.train.batches import MicroBatch, tensors_of
 from stages.train.micro_step import EagerMicroStep
 from stages.train.optimizers import STATE_BYTES, Optimizers
 from stages.train.params import TrainParams
@@ -68,8 +68,8 @@ def fits(
     later = STATE_BYTES[params.optimizer] * n_parameters - optimizers.state_bytes()
     spare = int(SPARE * torch.cuda.get_device_properties(ranks.device).total_memory)
     buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
-    first = rows.batch(np.arange(n_rows) % rows.n_rows, np.int32)
-    batch = micro_batch_of(tensors_of(first, pinned=True), slice(None))
+    first = np.arange(n_rows) % rows.n_rows
+    batch = MicroBatch(*tensors_of(rows, first, pinned=True), int(rows.n_documents(first).sum()))
     fitted = False
     with contextlib.suppress(torch.OutOfMemoryError):
         aside = torch.empty(max(0, later) + spare, dtype=torch.uint8, device=ranks.device)

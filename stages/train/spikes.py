@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from stages.document_names import document_names
+from stages.order import data_order
 from stages.perplexity import ROWS_PER_FORWARD, token_losses
-from stages.tokens import data_order
 from stages.train.journal import Journal, keep_lines
 from stages.train.run import TrainingRun
 from stages.train.step import Hook, StepResult

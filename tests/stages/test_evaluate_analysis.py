@@ -15,8 +15,9 @@ from stages.evaluate.attention import SCORES, head_scores, targets_of
 from stages.evaluate.baselines import rows_seen
 from stages.evaluate.events import events_of_rows
 from stages.evaluate.losses import bits_per_byte, bootstrap_interval, label_losses
+from stages.order import data_order
 from stages.perplexity import document_losses, to_tensors
-from stages.tokens import INDEX_VERSION, TokenRows, data_order, row_schema
+from stages.tokens import INDEX_VERSION, TokenRows, row_schema
 
 T, VOCAB = 8, 30
 DOCUMENTS = [[5, 6], [7, 8, 9, 7, 8, 9, 7, 8, 9, 10, 11], [12], [5, 5, 6, 5, 5, 6, 5]]

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from model.context import count_documents
 from stages.errors import BadInput
-from stages.tokens import INDEX_VERSION, TokenRows, data_order, row_schema, token_dtype
+from stages.order import data_order
+from stages.tokens import INDEX_VERSION, TokenRows, row_schema, token_dtype
 from stages.train.batches import Batches
 from tests.stages.conftest import CONTEXT, markov_documents, write_split
 
@@ -93,6 +96,8 @@ def test_the_table_of_segments_adds_up(tmp_path):
     assert np.bincount(numbers, lengths).tolist() == [len(document) + 1 for document in documents]
     valid = (rows.batch(np.arange(rows.n_rows)).labels != IGNORED).sum(axis=1)
     assert np.bincount(segment_rows, lengths).tolist() == valid.tolist()
+    some = np.array([3, 0, 0])
+    assert rows.n_documents(some).sum() == count_documents(torch.from_numpy(rows.batch(some).segments))
     assert (np.diff(segment_rows) >= 0).all()
 
 
@@ -194,6 +199,10 @@ def test_every_epoch_is_a_permutation_of_its_own(n_rows):
     if n_rows >= 16:
         assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
         assert (data_order(n_rows, 8, 0, n_rows) != epochs[0]).any()
+
+
+def test_the_order_is_that_of_runs_that_were_made_before():
+    assert data_order(10, 7, 0, 20).tolist() == [4, 9, 6, 7, 3, 0, 1, 5, 2, 8, 3, 9, 4, 8, 2, 5, 1, 7, 6, 0]
 
 
 @settings(max_examples=100, deadline=None)

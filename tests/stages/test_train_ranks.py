@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,9 +59,9 @@ class Recording(TokenRows):
         super().__init__(folder)
         self.read: list[int] = []
 
-    def batch(self, row_ids: np.ndarray, dtype: type = np.int64) -> Batch:
+    def batch(self, row_ids: np.ndarray, *how: Any) -> Batch:
         self.read += row_ids.tolist()
-        return super().batch(row_ids, dtype)
+        return super().batch(row_ids, *how)
 
 
 def rows_of_step(packed: Path, step: int, world: int, start: int = 0) -> list[int]:

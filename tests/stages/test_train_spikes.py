@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import Failed
-from stages.tokens import TokenRows, data_order
+from stages.order import data_order
+from stages.tokens import TokenRows
 from stages.train import stage
 from stages.train.spikes import Spikes, height
 from tests.stages.conftest import CONTEXT

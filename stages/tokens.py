@@ -28,7 +28,6 @@ import pyarrow as pa
 
 from stages.errors import BadInput
 from stages.row_kernel import IGNORED_LABEL as IGNORED_LABEL
-from stages.row_kernel import NO_SEGMENT as NO_SEGMENT
 from stages.row_kernel import write_rows
 
 INDEX_VERSION = 1

@@ -6,10 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,18 @@ import click
 
 from pipeline import environment
 from pipeline.ablation.command import ablate
-from pipeline.addresses import Addresses
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
-from pipeline.data import data
+from pipeline.corpora.command import data
 from pipeline.explain import command as explain
 from pipeline.gc import gc
 from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
 from pipeline.resume import resume
-from pipeline.up import up
+from pipeline.root import find_root
+from pipeline.scheduling.run import run_flow
+from pipeline.scheduling.up import up
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -110,7 +108,7 @@ def run(
         settings = (*settings_of(read_recipe(root, recipe)), *settings)
     if not targets:
         stop_where_far_short(root, recipe)
-    overrides = experiment_of(root, settings, targets, only) if settings else None
+    overrides = experiment_of(root, settings) if settings else None
     sys.exit(run_flow(root, targets=list(targets), only=only, force=force, overrides=overrides))
 
 
@@ -209,15 +207,6 @@ def migrate(tokens: tuple[str, ...], target: Path, source: Path | None) -> None:
     click.echo(f"set in params.yaml:\n  tokenizer.file: {target}\n  tokenizer.file_sha256: {sha256}")
 
 
-def find_root() -> Path:
-    """The folder, here or above, that holds params.yaml and dvc.yaml."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").exists() and (folder / "dvc.yaml").exists():
-            return folder
-    raise BadInput(f"{here}: no params.yaml and dvc.yaml here or above; run this in a clone of the repository")
-
-
 def check(root: Path, targets: tuple[str, ...], only: bool) -> None:
     """Finds mistakes in targets and params before anything is started."""
     from pipeline.graph import read_graph
@@ -225,19 +214,6 @@ def check(root: Path, targets: tuple[str, ...], only: bool) -> None:
 
     read_graph(root).select(targets, only)
     resolved(root)
-
-
-def run_flow(root: Path, **parameters: Any) -> int:
-    """Runs the flow with these parameters and prints how it ended; the exit code."""
-    from pipeline import flow
-    from pipeline.server import NoServer
-
-    try:
-        code, message = flow.run(root, Addresses.read(find_root()).prefect, **parameters)
-    except NoServer as error:
-        code, message = FAILED, str(error)
-    click.echo(f"millrace: {message}", err=code != 0)
-    return code
 
 
 def run_smoke(root: Path, targets: list[str], only: bool) -> int:
@@ -254,20 +230,13 @@ def run_smoke(root: Path, targets: list[str], only: bool) -> int:
     return 0
 
 
-def experiment_of(root: Path, settings: tuple[str, ...], targets: tuple[str, ...], only: bool) -> dict[str, Any]:
+def experiment_of(root: Path, settings: tuple[str, ...]) -> dict[str, Any]:
     """The overrides of `-S`, such as `{"train.max_steps": 20}`, found good before anything is started."""
     from pipeline.experiment import dotted, parse
-    from pipeline.smoke import override_params
+    from pipeline.params_view import refuse_wrong
 
     overrides = parse(settings)
-    with tempfile.TemporaryDirectory() as name:
-        for file in ("params.yaml", "dvc.yaml"):
-            shutil.copy(root / file, name)
-        override_params(Path(name) / "params.yaml", overrides)
-        try:
-            check(Path(name), targets, only)
-        except BadInput as error:  # params.yaml itself has been checked
-            raise BadInput(f"-S: {re.sub(r'^params[.]yaml(:[0-9]+)?: ', '', str(error))}") from None
+    refuse_wrong(root, overrides, "-S")  # params.yaml itself has been checked
     return dotted(overrides)
 
 

@@ -293,7 +293,7 @@ def command(stage: str, as_json: bool) -> None:
       millrace explain train
       millrace explain evaluate --json
     """
-    from pipeline.cli import find_root
+    from pipeline.root import find_root
 
     found = explain(find_root(), stage)
     if as_json:

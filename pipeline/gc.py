@@ -62,7 +62,7 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
       millrace gc --days 0 --yes       unfinished trainings as well, but for those at work
     """
     from pipeline.checkpoints import size
-    from pipeline.cli import find_root
+    from pipeline.root import find_root
 
     root = find_root()
     hindrance = why_not(root, shared_cache)

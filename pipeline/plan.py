@@ -302,7 +302,7 @@ def plan(recipe: str | None, as_json: bool) -> None:
       millrace plan
       millrace plan --recipe 8xh100
     """
-    from pipeline.cli import find_root
+    from pipeline.root import find_root
 
     found = planned(find_root(), recipe)
     if as_json:

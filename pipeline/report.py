@@ -34,7 +34,7 @@ def report(watch: bool, lines: int) -> None:
       millrace report                  the newest training
       millrace report --watch          and what comes, until it ends
     """
-    from pipeline.cli import find_root
+    from pipeline.root import find_root
 
     folder = newest_training(find_root())
     state = "is running" if is_running(folder) else "has ended" if is_finished(folder) else "was interrupted"

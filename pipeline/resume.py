@@ -35,9 +35,10 @@ def resume(run: str, accept: bool) -> None:
       millrace resume 21ee --accept     go on
       millrace run                      then evaluate and export, as always
     """
-    from pipeline.cli import find_root, run_flow
     from pipeline.graph import read_graph
+    from pipeline.root import find_root
     from pipeline.runs import run_named, train_job
+    from pipeline.scheduling.run import run_flow
 
     root = find_root()
     job = train_job(root)

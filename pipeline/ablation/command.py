@@ -55,10 +55,10 @@ def ablate(
     from pipeline.ablation.report import write
     from pipeline.ablation.results import collect
     from pipeline.ablation.runner import Runner
-    from pipeline.cli import find_root
     from pipeline.experiment import nested
     from pipeline.graph import plain_params, read_graph
     from pipeline.params_view import refuse_wrong
+    from pipeline.root import find_root
     from pipeline.smoke import alone_in
 
     root = find_root()

@@ -54,7 +54,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     environment.prepare()
-    from pipeline.server import prefect_api
+    from pipeline.scheduling.server import prefect_api
 
     try:
         with prefect_api() as url:

@@ -1,4 +1,4 @@
-"""pipeline.drawing and pipeline.artifacts: what the pages of a flow run show."""
+"""pipeline.scheduling.drawing and pipeline.scheduling.artifacts: what the pages of a flow run show."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 from prefect.states import Completed, Failed
 
-from pipeline.artifacts import curves, curves_page, graph_page, metrics_page, numbers
-from pipeline.drawing import Box, curve_picture, direct, graph_picture, ranks, short, thinned
 from pipeline.graph import Graph, Plot, Stage
 from pipeline.reproduce import Reproduced
+from pipeline.scheduling.artifacts import curves, curves_page, graph_page, metrics_page, numbers
+from pipeline.scheduling.drawing import Box, curve_picture, direct, graph_picture, ranks, short, thinned
 
 CHAIN = {"code": set(), "clean": {"code"}, "apart": {"code"}, "train": {"code", "clean"}}
 PLOT = Plot("loss.csv", "tokens", "loss", "loss <b>")

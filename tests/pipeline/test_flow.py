@@ -1,4 +1,4 @@
-"""pipeline.flow: a real Prefect server, a real DVC, trivial stages."""
+"""pipeline.scheduling.flow: a real Prefect server, a real DVC, trivial stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def states(repository: Path) -> Callable[..., dict[str, str]]:
     def run(*targets: str, only: bool = False, force: bool = False) -> dict[str, str]:
         from prefect import get_client
 
-        from pipeline import flow
+        from pipeline.scheduling import flow
 
         state = flow.pretrain(list(targets), only, force, directory=str(repository), return_state=True)
         with get_client(sync_client=True) as client:

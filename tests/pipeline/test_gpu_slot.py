@@ -1,4 +1,4 @@
-"""pipeline.gpu_slot: who takes a slot of the limit `gpu`, and what is said while waiting for one."""
+"""pipeline.scheduling.gpu_slot: who takes a slot of the limit `gpu`, and what is said while waiting for one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import gpu_slot
-from pipeline.gpu_slot import on_gpu
+from pipeline.scheduling import gpu_slot
+from pipeline.scheduling.gpu_slot import on_gpu
 
 
 @pytest.mark.parametrize(

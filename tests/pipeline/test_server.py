@@ -1,4 +1,4 @@
-"""pipeline.server: which Prefect API is used, and what happens when none answers."""
+"""pipeline.scheduling.server: which Prefect API is used, and what happens when none answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.server import prefect_api, unreachable
+from pipeline.scheduling.server import prefect_api, unreachable
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_a_server_that_is_away_is_named_and_replaced(
 
     monkeypatch.setenv("PREFECT_API_URL", closed)
     refresh_global_settings_context()
-    monkeypatch.setattr("pipeline.server.temporary_server", lambda: nullcontext(prefect_server))  # it costs seconds
+    monkeypatch.setattr(
+        "pipeline.scheduling.server.temporary_server", lambda: nullcontext(prefect_server)
+    )  # it costs seconds
     with prefect_api() as url:
         assert url == PREFECT_API_URL.value() == prefect_server
     monkeypatch.undo()

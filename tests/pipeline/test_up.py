@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from pipeline import environment
-from pipeline.addresses import Addresses
+from pipeline.scheduling.addresses import Addresses
 from tests.pipeline.tiny_repository import command, dvc, write_repository
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")]
@@ -153,7 +153,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def test_a_port_in_use_is_told(team: Team, tmp_path: Path) -> None:
-    from pipeline.services import check_free
+    from pipeline.scheduling.services import check_free
     from stages.errors import BadInput
 
     port = int(team.api.split(":")[2].removesuffix("/api"))

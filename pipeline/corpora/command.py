@@ -58,7 +58,7 @@ def preview(
       millrace data preview clean -n 1 --skip 100 --full
       millrace data preview dedup --source numpy --split test --json
     """
-    from pipeline.corpus import chosen, documents
+    from pipeline.corpora.corpus import chosen, documents
 
     if stage == "pack":
         if source:
@@ -142,8 +142,8 @@ def stats(stage: str | None, as_json: bool) -> None:
       millrace data stats clean
       millrace data stats --json | jq '.pack[] | select(.source == "wiki").share'
     """
-    from pipeline.corpus import STAGES, has_run
-    from pipeline.corpus import stats as counted
+    from pipeline.corpora.corpus import STAGES, has_run
+    from pipeline.corpora.corpus import stats as counted
 
     root = _root()
     wanted = [stage] if stage else [name for name in STAGES if has_run(root, name)]
@@ -172,7 +172,7 @@ def explain(name: str, as_json: bool) -> None:
 
     An id that does not exist gets the nearest ones. `millrace data preview` shows ids.
     """
-    from pipeline.fate import fate, told
+    from pipeline.corpora.fate import fate, told
 
     facts = fate(_root(), name)
     if as_json:
@@ -214,7 +214,7 @@ def near(text: str, count: int, least: float, as_json: bool) -> None:
       millrace data near "The quick brown fox jumps over the lazy dog."
       millrace data near @article.txt -n 3 --json
     """
-    from pipeline.corpus import need
+    from pipeline.corpora.corpus import need
     from stages.dedup.near import near as neighbours
 
     need(_root(), "clean")
@@ -241,7 +241,7 @@ def _given(text: str) -> str:
 
 
 def _print_rows(split: str, rows: Iterable[int], as_json: bool) -> None:
-    from pipeline.packed import row_facts, shown
+    from pipeline.corpora.packed import row_facts, shown
 
     found = [row_facts(_root(), split, row) for row in rows]
     if as_json:
@@ -270,6 +270,6 @@ def _cell(value: Any) -> str:
 
 
 def _root() -> Path:
-    from pipeline.cli import find_root
+    from pipeline.root import find_root
 
     return find_root()

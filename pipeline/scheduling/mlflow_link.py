@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from pipeline.addresses import Addresses
 from pipeline.reproduce import Workspace
+from pipeline.scheduling.addresses import Addresses
 from stages.execution import Execution
 from stages.params import ParamsFile
 

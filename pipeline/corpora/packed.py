@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import need
+from pipeline.corpora.corpus import need
 from stages.document_names import document_names
 from stages.errors import BadInput
 

@@ -8,7 +8,7 @@
 
 What it starts are the programs of Prefect and MLflow, each with a guard that ends it with us (pipeline/programs.py).
 One that ends by itself is started again: the server's database is on disk, workers and flows wait for it. Everything
-is kept in .dvc/tmp/millrace/up. How each is started is the work of pipeline/services.py.
+is kept in .dvc/tmp/millrace/up. How each is started is the work of pipeline/scheduling/services.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import threading
 
 import click
 
-from pipeline.addresses import folder
 from pipeline.programs import ending_signals
+from pipeline.scheduling.addresses import folder
 from stages.errors import BadInput
 
 FAILED = 1
@@ -59,8 +59,8 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
       prefect deployment run pretrain/cpu
       prefect deployment run pretrain/cpu -p overrides='{"model.post_norm": true}'
     """
-    from pipeline.cli import find_root
-    from pipeline.services import Ended, Services
+    from pipeline.root import find_root
+    from pipeline.scheduling.services import Ended, Services
     from pipeline.smoke import alone_in
     from stages.devices import visible_devices
 

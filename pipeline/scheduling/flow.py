@@ -32,9 +32,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipeline.artifacts import publish
 from pipeline.experiment import nested, worktree
-from pipeline.gpu_slot import gpu_slot, on_gpu
 from pipeline.graph import Graph, read_graph
 from pipeline.programs import STOPPED, programs
 from pipeline.reproduce import (
@@ -45,8 +43,10 @@ from pipeline.reproduce import (
     reproduce,
     stale_stages,
 )
-from pipeline.server import prefect_api
-from pipeline.states import message_of, show_waiting, why
+from pipeline.scheduling.artifacts import publish
+from pipeline.scheduling.gpu_slot import gpu_slot, on_gpu
+from pipeline.scheduling.server import prefect_api
+from pipeline.scheduling.states import message_of, show_waiting, why
 from stages.entry import die_with_parent
 from stages.errors import BadInput
 

@@ -29,10 +29,10 @@ from typing import Any
 import psutil
 
 from pipeline import environment
-from pipeline.addresses import Addresses, folder
-from pipeline.gpu_slot import LIMIT
 from pipeline.programs import bound, guarded
-from pipeline.server import START_SECONDS, unreachable
+from pipeline.scheduling.addresses import Addresses, folder
+from pipeline.scheduling.gpu_slot import LIMIT
+from pipeline.scheduling.server import START_SECONDS, unreachable
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution

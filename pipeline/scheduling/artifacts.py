@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.drawing import Box, curve_picture, data_address, graph_picture
 from pipeline.graph import Graph, Plot
-from pipeline.mlflow_link import links
 from pipeline.reproduce import Reproduced, Workspace
-from pipeline.server import unreachable
+from pipeline.scheduling.drawing import Box, curve_picture, data_address, graph_picture
+from pipeline.scheduling.mlflow_link import links
+from pipeline.scheduling.server import unreachable
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import has_run, nearest, need, record_batches
+from pipeline.corpora.corpus import has_run, nearest, need, record_batches
 from stages.errors import BadInput
 
 SPLITS = ("train", "validation", "test")

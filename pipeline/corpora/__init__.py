@@ -1,0 +1,1 @@
+"""What `millrace data` shows of documents and tokens."""

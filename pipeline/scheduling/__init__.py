@@ -1,0 +1,1 @@
+"""The flow over dvc.yaml in Prefect, and the servers around it."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.entry import Job, sync
+from stages.memory import release_freed
 from stages.progress import progress
 from stages.workers import ordered_map
 
@@ -83,6 +84,7 @@ def _perform(function: Function, store: Path, task: Task) -> str:
                 raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
+        release_freed()  # else the peak of a worker rises slowly, from task to task
     return task.key
 
 

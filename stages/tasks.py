@@ -58,6 +58,7 @@ def results(job: Job, step: str, function: Function, tasks: Sequence[Task], unit
     missing = list({task.key: task for task in tasks if not (store / task.key).is_dir()}.values())
     done = ordered_map(partial(_perform, function, store), missing, min(job.execution.n_workers(), len(missing)))
     waiting = {task.key for task in missing}
+    release_freed()  # before workers inherit it
     with progress(f"{job.stage}: {step}", len(tasks), unit) as bar:
         for task in tasks:
             while task.key in waiting:

@@ -103,6 +103,7 @@ def run_ours(corpus: Path, cache: Path, params: dict[str, Any], workers: int = 1
     """The stage as a process on an empty scratch; gives its cost and the folder of its outputs."""
     root = workspace(corpus, Path(tempfile.mkdtemp(prefix="dedup")))
     command = [sys.executable, "-m", "benchmarks.dedup", "--stage", str(root), json.dumps(params), str(workers)]
+    command = ["env", "ARROW_DEFAULT_MEMORY_POOL=system", *command]  # as stages/dedup/__main__.py has it
     cost = measured(command, cache)
     shutil.rmtree(root / ".dvc", ignore_errors=True)
     return cost, root / "data/dedup"

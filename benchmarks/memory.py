@@ -1,12 +1,17 @@
 """Peak memory, CPU and time of every data stage on corpora of growing size, and how memory grows.
 
     python -m benchmarks.memory --gb 0.1 1 4 --workers 2 --corpora /tmp/corpora --out memory.json
+    python -m benchmarks.memory --gb 1 4 --workspaces /tmp/workspaces --stages dedup    # one stage again
 
 For each size benchmarks.make_corpus writes a corpus (kept in `--corpora`), and download, clean, dedup,
 tokenizer and pack run as they do in a pipeline: one after the other, as processes, in a workspace of their
 own, with the default params but for the source. While a stage runs, /proc is read ten times a second for
 the whole tree of its processes. `memory` is the highest sum of their proportional set sizes (PSS: a page
-that two processes share counts half in each); `own` is the part of it that is not pages of files.
+that two processes share counts half in each); `own` is the part of it that is not pages of files. `step` is
+what the stage was doing at its peak: the next line of its log.
+
+With `--workspaces` the workspaces stay, and `--stages` runs some stages again on what earlier ones have left.
+A stage starts without its scratch, so that it does all of its work.
 
 A disk needs about eight times the largest size.
 """
@@ -42,6 +47,7 @@ class Measured(NamedTuple):
     stage: str
     memory: int
     own: int
+    step: str
     processes: int
     cpu_seconds: float
     wall_seconds: float
@@ -75,20 +81,23 @@ def measured(gb: float, stage: str, workspace: Path) -> Measured:
         command = [sys.executable, "-m", f"stages.{stage}"]
         program = subprocess.Popen(command, cwd=workspace, env=environment, stdout=output, stderr=subprocess.STDOUT)
     process = psutil.Process(program.pid)
-    memory = own = processes = 0
+    memory = own = processes = lines = 0
     while True:
         ended, status, usage = os.wait4(program.pid, os.WNOHANG)
         if ended:
             break
         sizes = [memory_of(each) for each in tree(process)]
-        memory = max(memory, sum(size[0] for size in sizes))
+        if (now := sum(size[0] for size in sizes)) > memory:
+            memory, lines = now, len(log.read_text().splitlines())
         own = max(own, sum(size[1] for size in sizes))
         processes = max(processes, len(sizes))
         time.sleep(INTERVAL)
     program.returncode = os.waitstatus_to_exitcode(status)
     if program.returncode:
         sys.exit(f"{stage} at {gb} GB ended with {program.returncode}:\n{log.read_text()[-3000:]}")
-    return Measured(gb, stage, memory, own, processes, usage.ru_utime + usage.ru_stime, time.monotonic() - started)
+    step = " ".join(log.read_text().splitlines()[lines : lines + 1]).removeprefix(f"{stage}: ")
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Measured(gb, stage, memory, own, step, processes, cpu_seconds, time.monotonic() - started)
 
 
 def make_corpus(gb: float, corpora: Path) -> Path:
@@ -100,8 +109,9 @@ def make_corpus(gb: float, corpora: Path) -> Path:
     return out
 
 
-def make_workspace(folder: Path, corpus: Path, settings: dict[str, Any]) -> None:
+def make_workspace(folder: Path, corpus: Path) -> None:
     """The project's code, and params that read the corpus as a user's files."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
     for name in COPIED:
@@ -110,28 +120,33 @@ def make_workspace(folder: Path, corpus: Path, settings: dict[str, Any]) -> None
     inputs.mkdir()
     for path in (corpus / "documents").iterdir():
         (inputs / path.name).symlink_to(path.resolve())
+    set_params(folder / "params.yaml", {"download.source": "files"})
+
+
+def set_params(path: Path, settings: dict[str, Any]) -> None:
     yaml = YAML()
-    params = yaml.load((folder / "params.yaml").read_text(encoding="utf-8"))
-    params["download"]["source"] = "files"
+    params = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
         section, _, name = key.partition(".")
         params[section][name] = value
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
 
 
-def run_size(gb: float, corpora: Path, scratch: Path, settings: dict[str, Any]) -> list[Measured]:
-    corpus = make_corpus(gb, corpora)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="millrace-memory-") as temporary:
-        workspace = Path(temporary)
-        make_workspace(workspace, corpus, settings)
-        measured(gb, "code", workspace)
-        found = []
-        for stage in STAGES:
-            each = measured(gb, stage, workspace)
-            print(f"  {gb:g} GB {stage}: {each.memory / 1e6:,.0f} MB, {each.cpu_seconds:,.1f} CPU s", flush=True)
-            found.append(each)
-        return found
+def run_size(gb: float, corpus: Path, workspace: Path, arguments: argparse.Namespace) -> list[Measured]:
+    """Runs the stages in a workspace that may hold outputs of an earlier run."""
+    if not (workspace / "inputs").exists():
+        make_workspace(workspace, corpus)
+    set_params(workspace / "params.yaml", {"execution.workers": arguments.workers, **arguments.settings})
+    measured(gb, "code", workspace)
+    found = []
+    for stage in arguments.stages:
+        shutil.rmtree(workspace / ".dvc" / "tmp" / "millrace" / stage, ignore_errors=True)
+        each = measured(gb, stage, workspace)
+        told = f"{each.memory / 1e6:,.0f} MB ({each.own / 1e6:,.0f} own), {each.cpu_seconds:,.1f} CPU s"
+        print(f"  {gb:g} GB {stage}: {told}; {each.step}", flush=True)
+        found.append(each)
+    return found
 
 
 def report(found: list[Measured]) -> str:
@@ -139,7 +154,7 @@ def report(found: list[Measured]) -> str:
     of = {(each.gb, each.stage): each for each in found}
     heads = " | ".join(f"{gb:g} GB: memory (own), MB | CPU s | wall s" for gb in sizes)
     lines = [f"| stage | {heads} | growth of memory |", "|---" * (2 + 3 * len(sizes)) + "|"]
-    for stage in STAGES:
+    for stage in dict.fromkeys(each.stage for each in found):
         cells = []
         for gb in sizes:
             each = of[gb, stage]
@@ -157,17 +172,20 @@ def main() -> None:
     parser.add_argument("--gb", type=float, nargs="+", default=[0.1, 1, 4], help="sizes of the corpora, GB of text")
     parser.add_argument("--workers", type=int, default=2, help="execution.workers")
     parser.add_argument("--corpora", type=Path, default=Path(tempfile.gettempdir()) / "corpora", help="where they stay")
-    parser.add_argument("--scratch", type=Path, help="a folder on a disk with room for the workspaces")
+    parser.add_argument("--workspaces", type=Path, help="a folder for the workspaces, which then stay")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="on what others have left there")
     parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="a param, repeatable")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
-    settings = {"execution.workers": arguments.workers}
+    arguments.settings = {}
     for setting in arguments.set:
         key, _, value = setting.partition("=")
-        settings[key] = YAML(typ="safe").load(value)
+        arguments.settings[key] = YAML(typ="safe").load(value)
     found = []
     for gb in sorted(arguments.gb):
-        found += run_size(gb, arguments.corpora, arguments.scratch or Path(tempfile.gettempdir()), settings)
+        corpus = make_corpus(gb, arguments.corpora)
+        with tempfile.TemporaryDirectory(prefix="millrace-memory-") as temporary:
+            found += run_size(gb, corpus, (arguments.workspaces or Path(temporary)) / f"{gb:g}gb", arguments)
     print(report(found))
     if arguments.out:
         arguments.out.write_text(json.dumps([each._asdict() for each in found], indent=2) + "\n")

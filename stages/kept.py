@@ -97,7 +97,7 @@ def _record_batches(path: Path, columns: list[str], n_rows: int) -> Iterator[pa.
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise BadInput(f"{path}: no column {missing[0]!r}; remove it and run `dvc repro`")
-            for batch in file.iter_batches(batch_size=n_rows, columns=columns):
+            for batch in file.iter_batches(batch_size=n_rows, columns=columns, use_threads=False):
                 yield batch.select(columns)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]

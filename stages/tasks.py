@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.entry import Job, sync
+from stages.memory import release_freed
 from stages.progress import progress
 from stages.workers import ordered_map
 
@@ -57,6 +58,7 @@ def results(job: Job, step: str, function: Function, tasks: Sequence[Task], unit
     missing = list({task.key: task for task in tasks if not (store / task.key).is_dir()}.values())
     done = ordered_map(partial(_perform, function, store), missing, min(job.execution.n_workers(), len(missing)))
     waiting = {task.key for task in missing}
+    release_freed()  # before workers inherit it
     with progress(f"{job.stage}: {step}", len(tasks), unit) as bar:
         for task in tasks:
             while task.key in waiting:
@@ -83,6 +85,7 @@ def _perform(function: Function, store: Path, task: Task) -> str:
                 raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
+        release_freed()  # else the peak of a worker rises slowly, from task to task
     return task.key
 
 

@@ -4,7 +4,7 @@
     verdicts-00000.parquet (id, kept, rule, value, threshold)    one row a document
     told.json {counts, samples}                            for metrics.json and samples.json
 
-Documents go through in batches of some MB, so memory does not grow with the piece. A sample is a document
+Documents go through in batches of about a MB, so memory does not grow with the piece. A sample is a document
 that a rule dropped, with the beginning of its text; which ones are taken is drawn by the hash of the id.
 """
 
@@ -30,7 +30,7 @@ from stages.splits import SplitParams, split_of
 from stages.utf8 import text_buffers, text_column
 from stages.workers import batches
 
-BATCH_CHARACTERS = 4 << 20
+BATCH_CHARACTERS = 1 << 20
 SAMPLES_OF_PIECE, SAMPLE_CHARACTERS = 5, 400
 LANGUAGE = "languages"  # the rule that drops a document in another language; beside RULES, because it asks a model
 STRING = pa.string()

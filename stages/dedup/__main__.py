@@ -1,7 +1,9 @@
 """Runs the stage `dedup`: python -m stages.dedup"""
 
-from stages import entry
-from stages.dedup.stage import run
+from stages import entry, memory
+
+memory.use_system_allocator()
+from stages.dedup.stage import run  # noqa: E402  (imports Arrow)
 
 if __name__ == "__main__":
     entry.main(run)

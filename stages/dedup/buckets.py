@@ -1,8 +1,9 @@
 """Reduces: documents with equal keys, for one part of some bands over all shards.
 
-The keys of a band fall into parts by their first bits, so that a part has about `PART_ENTRIES` documents,
-whatever the corpus: 28 bands of a million documents are 28 x 4 tasks, each of which holds 20 bytes a document.
-Of a small corpus a task takes several bands, one after the other: 28 bands of 60,000 documents are 7 tasks.
+The keys of a band fall into parts by their first bits, so that a part has up to `PART_ENTRIES` documents,
+whatever the corpus: 28 bands of 4 million documents are 28 x 4 tasks, each of which holds 20 bytes a document.
+Larger parts are quicker, since each is read from every shard. Of a small corpus a task takes several bands, one
+after the other: 28 bands of 60,000 documents are 7 tasks.
 
 A bucket is the documents that share a key. One of up to 64 gives all its pairs. A larger one is handed on
 whole, to be compared in stars (stars.py). A pair is one number, first << 32 | second, where the first is
@@ -26,7 +27,8 @@ from stages.dedup.order import NONE
 from stages.dedup.sketch import Numbers, Sketches
 
 ALL_PAIRS_UP_TO = 64
-PART_ENTRIES = 1 << 18
+PART_ENTRIES = 1 << 20
+TASK_ENTRIES = 1 << 18
 MOST_PARTS = 64
 Pairs = npt.NDArray[np.uint64]
 
@@ -58,8 +60,8 @@ def n_parts_of(n_documents: int) -> int:
 
 
 def bands_together(n_documents: int, bands: range) -> list[range]:
-    """The bands in groups of up to `PART_ENTRIES` documents."""
-    size = max(PART_ENTRIES // max(n_documents, 1), 1)
+    """The bands in groups of up to `TASK_ENTRIES` documents."""
+    size = max(TASK_ENTRIES // max(n_documents, 1), 1)
     return [bands[at : at + size] for at in range(0, len(bands), size)]
 
 

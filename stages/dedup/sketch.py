@@ -18,7 +18,12 @@ part of one band over all shards reads 12 bytes for each of its documents and no
 from __future__ import annotations
 
 import mmap
+import os
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +90,17 @@ def mapped(path: Path, kind: npt.DTypeLike) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
+def _stored(file: FileIO, kind: npt.DTypeLike, begin: int, end: int) -> np.ndarray:
+    """The numbers begin..end of a file. Read, not mapped: a map of a few numbers takes 64 KB or more, and one is open
+    for every shard."""
+    width = np.dtype(kind).itemsize
+    return np.frombuffer(os.pread(file.fileno(), (end - begin) * width, begin * width), kind)
+
+
+def _key(descriptor: int, place: int) -> int:
+    return int.from_bytes(os.pread(descriptor, 8, 8 * place), sys.byteorder)
+
+
 def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, or those of `rows` (ascending), in batches of about two megabytes of text.
 
@@ -99,7 +115,7 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
                 if rows is None or np.searchsorted(rows, first) < np.searchsorted(rows, last):
-                    for batch in file.iter_batches(BATCH_ROWS, [group], columns):
+                    for batch in file.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
                         wanted = batch if rows is None else _wanted(batch, first, rows)
                         first += len(batch)
                         yield from _pieces(wanted)
@@ -169,15 +185,17 @@ class Sketches:
     def entries(self, band: int, prefix: int, bits: int) -> tuple[npt.NDArray[np.uint64], Positions]:
         """The keys of a band whose first `bits` bits are `prefix`, and the positions of their documents."""
         keys, positions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        for start, stop, folder in zip(self.starts, self.starts[1:], self.folders, strict=False):
-            here = slice(band * (stop - start), (band + 1) * (stop - start))
-            shard_keys = mapped(folder / "keys.bin", np.uint64)[here]
-            rows = mapped(folder / "rows.bin", np.uint32)[here]
-            begin = int(np.searchsorted(shard_keys, np.uint64(prefix << 64 - bits))) if prefix else 0
-            last = prefix + 1 == 1 << bits
-            end = len(shard_keys) if last else int(np.searchsorted(shard_keys, np.uint64(prefix + 1 << 64 - bits)))
-            keys.append(shard_keys[begin:end])
-            positions.append(start + rows[begin:end].astype(np.int64))
+        for start, stop, folder in zip(self.starts.tolist(), self.starts[1:].tolist(), self.folders, strict=False):
+            first = band * (stop - start)
+            places = range(first, first + stop - start)
+            with (folder / "keys.bin").open("rb", 0) as file:
+                key = partial(_key, file.fileno())
+                begin, end = (
+                    first + bisect_left(places, bound << 64 - bits, key=key) for bound in (prefix, prefix + 1)
+                )
+                keys.append(_stored(file, np.uint64, begin, end))
+            with (folder / "rows.bin").open("rb", 0) as file:
+                positions.append(start + _stored(file, np.uint32, begin, end).astype(np.int64))
         return np.concatenate(keys), np.concatenate(positions)
 
     def by_shard(self, positions: Positions) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from stages.dedup.buckets import BucketItem, Pairs, bands_together, n_parts_of, write_candidates, write_copies
 from stages.dedup.compare import Sets, close_pairs, exact_jaccards, joined_pairs, split_pairs
@@ -65,7 +64,6 @@ class Corpus(NamedTuple):
 
 def run(job: Job, dedup: DedupParams) -> None:
     """Writes keep.parquet, removals.parquet (both by id), clusters.html and metrics.json."""
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool gives pages back between batches, to take them again
     corpus = read_corpus(job, dedup)
     copies = exact_copies(job, corpus, dedup)
     pairs, jaccards = find_matches(job, corpus, copies, dedup)

@@ -11,6 +11,7 @@ import pytest
 from stages.dedup import buckets, compare
 from stages.dedup.near import exact_jaccard
 from stages.dedup.params import DedupParams
+from stages.dedup.sketch import Sketches
 from stages.dedup.stars import Bucket
 from tests.stages.dedup_corpus import Documents, changed, dedup, prose, train, true_jaccard
 
@@ -151,3 +152,25 @@ def test_exact_jaccard_is_that_of_sets_of_strings() -> None:
     for first, second in combinations(texts, 2):
         ours = exact_jaccard(pa.array([first]), pa.array([second]), 5)
         assert ours == pytest.approx(true_jaccard(first, second), abs=1e-12)
+
+
+def test_parts_of_a_band_hold_every_document_once_in_the_order_of_keys(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    keys = [generator.integers(0, 1 << 64, (2, n), dtype=np.uint64) for n in (5, 0, 300)]
+    for number, all_keys in enumerate(keys):
+        all_keys[1, :1] = (1 << 64) - 1
+        rows = np.argsort(all_keys, axis=1)
+        (folder := tmp_path / str(number)).mkdir()
+        np.take_along_axis(all_keys, rows, axis=1).tofile(folder / "keys.bin")
+        rows.astype(np.uint32).tofile(folder / "rows.bin")
+        np.save(folder / "sizes.npy", np.zeros(all_keys.shape[1], np.uint32))
+    sketches = Sketches([], [tmp_path / str(number) for number in range(3)], 112)
+    for bits in (0, 3):
+        found = [sketches.entries(1, prefix, bits) for prefix in range(1 << bits)]
+        for prefix, (part, _) in enumerate(found):
+            assert all(int(key) >> 64 - bits == prefix for key in part)
+        positions = np.concatenate([positions for _, positions in found])
+        assert sorted(positions.tolist()) == list(range(305))
+        np.testing.assert_array_equal(
+            np.concatenate([part for part, _ in found]), np.concatenate([k[1] for k in keys])[positions]
+        )

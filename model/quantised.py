@@ -119,6 +119,9 @@ class PackedLinear(nn.Module):
     scale: Tensor
     zero: Tensor | None
     bias: Tensor | None
+    ones: Tensor  # of int8
+    tiles: Tensor  # of int4, as is scale_and_zero
+    scale_and_zero: Tensor
 
     def __init__(self, packed: Packed, bias: Tensor | None = None):
         super().__init__()

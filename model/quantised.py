@@ -18,7 +18,7 @@ Shapes: R rows, N outputs, K inputs, G groups, E experts.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,8 @@ def best_group(shape: torch.Size, group_size: int) -> int:
     return max((size for size in GROUP_SIZES if size <= group_size and shape[-1] % size == 0), default=0)
 
 
-def quantise(weights: dict[str, Tensor], names: list[str], bits: Literal[4, 8], group_size: int) -> dict[str, Packed]:
-    """The named tensors of a `state_dict()`, packed; the embedding and what no group divides in 8 bits."""
+def quantise(weights: dict[str, Tensor], names: list[str], bits: int, group_size: int) -> dict[str, Packed]:
+    """The named tensors of a `state_dict()` in 4 or 8 bits; the embedding and what no group divides always in 8."""
     packed = {}
     for name in names:
         group = 0 if bits == 8 or name == "embedding.weight" else best_group(weights[name].shape, group_size)

@@ -144,9 +144,7 @@ class Block:
             name = f"{self.name}.attention.key_value_up"
             up_HDL = self.weights[f"{name}.weight"].reshape(config.n_heads, N + V, config.kv_lora_rank)
             q_BHTL = graph("MatMul", q_nope, graph.weight(f"{name}.keys", up_HDL[:, :N]))
-            turned = [
-                graph("Unsqueeze", graph("Transpose", y, perm=[0, 2, 1]), graph.numbers(1)) for y in (c, k_pe)
-            ]
+            turned = [graph("Unsqueeze", graph("Transpose", y, perm=[0, 2, 1]), graph.numbers(1)) for y in (c, k_pe)]
             scores = graph("Add", graph("MatMul", q_BHTL, turned[0]), graph("MatMul", q_pe, turned[1]))
             scores = graph("Add", graph("Mul", scores, graph.number((N + R) ** -0.5)), mask)
             mean = graph("MatMul", graph("Softmax", scores, axis=-1), graph("Unsqueeze", c, graph.numbers(1)))

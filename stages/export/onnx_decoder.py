@@ -189,5 +189,3 @@ def sinusoids(graph: Graph, places: Places, width: int) -> str:
         position = graph("Cast", graph("Unsqueeze", places.queries, graph.numbers(2)), to=FLOAT)
         angle = graph("Mul", position, graph.weight("sinusoids.frequencies", frequency))
         return graph("Concat", graph("Sin", angle), graph("Cos", angle), axis=-1)
-
-

@@ -24,7 +24,7 @@ def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def proof(root: Path, folder: Path) -> dict:
     data = root / "data"
-    sides = [folder, data / "train/best", data / "tokenizer/tokenizer.json", data / "pack/test"]
+    sides = [folder, "", data / "train/best", data / "tokenizer/tokenizer.json", data / "pack/test"]
     return check.check(check.Request(*map(str, sides), documents=3, new_tokens=8, max_difference=1e-4, threads=0))
 
 
@@ -75,8 +75,9 @@ def test_the_proof_sees_other_weights(workspace: Path, tmp_path: Path) -> None:
     folder = job.staging.rename(tmp_path / "kept") / "hf"
     written(tmp_path, SMALL, seed=1)
     problems = proof(tmp_path, folder)["problems"]
-    assert problems[0].startswith("logits differ by") and "test document" in problems[0]
-    assert problems[1].startswith("greedy text of test document 0 differs at token")
+    assert problems[0].startswith("hf: logits differ by") and "test document" in problems[0]
+    assert problems[1].startswith("hf: perplexity is")
+    assert problems[2].startswith("hf: greedy text of test document 0 differs at token")
 
 
 def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, tmp_path: Path) -> None:
@@ -91,9 +92,9 @@ def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, 
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:3]
     (job.staging / "hf/tokenizer.json").write_text(json.dumps(tokenizer))
     problems = proof(tmp_path, job.staging / "hf")["problems"]
-    assert "missing_keys: model.layers.1.mlp.up_proj.weight" in problems
-    assert "unexpected_keys: model.layers.0.extra.weight" in problems
-    assert "the exported tokenizer gives other ids than ours for test document 0" in problems
+    assert "hf: missing_keys: model.layers.1.mlp.up_proj.weight" in problems
+    assert "hf: unexpected_keys: model.layers.0.extra.weight" in problems
+    assert "hf: the exported tokenizer gives other ids than ours for test document 0" in problems
 
 
 @pytest.mark.slow

@@ -50,8 +50,6 @@ def run(job: Job, export: ExportParams) -> None:
     if problem := problem_of(checkpoint):
         raise BadInput(f"{problem}; run `dvc checkout`, or `dvc repro train`")
     state = read_json(checkpoint, "state.json")
-    for name in FORMATS:  # one that is not asked for is an empty folder, since dvc.yaml names all
-        (job.staging / name).mkdir()
     with Proof() as proof, open_run(job, state["run"], {"export": plain(export)}) as tracked:
         facts = write_export(job, export, checkpoint, state)
         proof.begin(proof_request(job, export, checkpoint))
@@ -81,6 +79,8 @@ def tell(facts: Facts, compared: dict[str, Any]) -> None:
 
 def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[str, Any]) -> Facts:
     """Writes hf but for its card, and onnx."""
+    for name in FORMATS:  # one that is not asked for is an empty folder, since dvc.yaml names all
+        (job.staging / name).mkdir()
     folder = job.staging / "hf"
     architecture, config = model_config(checkpoint)
     tokenizer = job.root / "data/tokenizer/tokenizer.json"

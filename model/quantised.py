@@ -189,7 +189,8 @@ class PackedDecoder(Decoder):
         self, config: ModelConfig, vocab_size: int, context_length: int, packed: dict[str, Packed],
         plain: dict[str, Tensor],
     ):  # fmt: skip
-        with torch.device("meta"):  # what is packed is never held unpacked
+        # What is packed is never held unpacked; a part of one's own may compute with values while it is made.
+        with torch.device("cpu" if config.own_parts else "meta"):
             super().__init__(config, vocab_size, context_length)
         plain = {**plain, "embedding.weight": packed["embedding.weight"].dequantised()}
         for name, module in list(self.named_modules()):

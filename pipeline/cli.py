@@ -19,6 +19,7 @@ from pipeline.compare import compare
 from pipeline.corpora.command import data
 from pipeline.explain import command as explain
 from pipeline.gc import gc
+from pipeline.import_ import import_
 from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
@@ -176,6 +177,7 @@ cli.add_command(explain)
 cli.add_command(ablate)
 cli.add_command(compare)
 cli.add_command(gc)
+cli.add_command(import_)
 
 
 @cli.group()

@@ -34,7 +34,9 @@ function plot(id, traces, layout) {
     colorway: dark.matches ? ["#6cb0ff", "#ff9d5c", "#5fd38d", "#d2a8ff"] : ["#0b5cd5", "#c2410c", "#1a7f37", "#8250df"],
     legend: { orientation: "h", y: -0.2 },
   };
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  if (layout.title) base.title = { x: 0.01, xanchor: "left" };
+  const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover",
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
   return Plotly.react(byId(id), traces, merged(base, layout), config);
 }
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from stages.evaluate.attention import SCORES, Heads
 from stages.evaluate.embeddings import Map
+from stages.evaluate.funnel import Funnel, read_funnel
 from stages.evaluate.token_bytes import TokenBytes
 
 MOST_POINTS = 1500
@@ -55,7 +56,11 @@ def page_data(folder: Path, findings: Findings) -> dict[str, Any]:
         found["name"] = sample["prompt"].translate(VISIBLE)[:40] or f"text {number}, from nothing"
     heads = findings.heads.scores
     return {
-        "charts": {**training_charts(folder / "train/loss.csv"), **result_charts(findings)},
+        "charts": {
+            **training_charts(folder / "train/loss.csv"),
+            **result_charts(findings),
+            **funnel_charts(read_funnel(folder)),
+        },
         "maps": texts,
         "heads": heads,
         "kinds": {str(head["layer"]): head["kind"] for head in heads},
@@ -67,9 +72,9 @@ def page_data(folder: Path, findings: Findings) -> dict[str, Any]:
 
 
 def visible(table: TokenBytes, token: int) -> str:
-    """The text of a token with its spaces; end-of-text is ⏹, bytes that are no character by themselves are \\xNN."""
+    """The text of a token with its spaces; end-of-text is [end], bytes that are no character are \\xNN."""
     if token == table.end_of_text:
-        return "⏹"
+        return "[end]"
     raw = table.text_bytes(np.array([token]))
     return raw.decode("utf-8", errors="backslashreplace").translate(VISIBLE) or f"#{token}"
 
@@ -123,8 +128,8 @@ def result_charts(findings: Findings) -> dict[str, Any]:
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": [metrics["bits_per_byte_high"] - float(r[1]) if r[2] else 0 for r in reversed(rows)],
-            "arrayminus": [float(r[1]) - metrics["bits_per_byte_low"] if r[2] else 0 for r in reversed(rows)],
+            "array": [metrics["bits_per_byte_high"] - float(r[1]) if r[2] else None for r in reversed(rows)],
+            "arrayminus": [float(r[1]) - metrics["bits_per_byte_low"] if r[2] else None for r in reversed(rows)],
         },
     }
     shown = {"re-bits": chart([bits], "bits per byte, lower is better", header[1], "")}
@@ -147,3 +152,17 @@ def result_charts(findings: Findings) -> dict[str, Any]:
     }  # fmt: skip
     shown["re-documents"] = chart([spots], "each test document", "bytes", "bits per byte", xaxis={"type": "log"})
     return shown
+
+
+def funnel_charts(funnel: Funnel) -> dict[str, Any]:
+    """Documents behind every stage, and why some went."""
+    kept = {
+        "type": "funnel", "y": [step.name for step in funnel.steps], "x": [step.documents for step in funnel.steps],
+        "textinfo": "value+percent initial",
+    }  # fmt: skip
+    reasons = funnel.removed[::-1]
+    gone = {"type": "bar", "orientation": "h", "y": [name for name, _ in reasons], "x": [n for _, n in reasons]}
+    return {
+        "da-funnel": chart([kept], "documents", "", ""),
+        "da-removed": chart([gone], "why documents went", "documents", ""),
+    }

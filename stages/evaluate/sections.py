@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stages.evaluate.page_data import Findings
+from stages.evaluate.funnel import Funnel, read_funnel
+from stages.evaluate.page_data import VISIBLE, Findings
 
-REASONS = {"exact_removed": "exact copies", "near_removed": "near copies", "leaked_removed": "near copies of test text"}
 FIGURES = (  # names in metrics.json, what they are
     ("test_loss", "loss on the test split, nats a token"),
     ("perplexity", "its exponential"),
@@ -44,7 +44,7 @@ def sections(folder: Path, findings: Findings) -> dict[str, tuple[str, str]]:
     return {
         "results": ("Results", results(findings)),
         "training": ("Training", training(read("train/metrics.json"))),
-        "data": ("Data", funnel(read)),
+        "data": ("Data", data(read_funnel(folder), read("pack/metrics.json"))),
         "tokenizer": ("Tokenizer", tokenizer(read("tokenizer/metrics.json"), read("tokenizer/report.json"))),
         "attention": ("Attention", attention(findings)),
         "embedding": ("Embedding", embedding(findings)),
@@ -81,45 +81,31 @@ def training(metrics: dict[str, Any]) -> str:
     )
 
 
-def funnel(read: Any) -> str:
+def data(funnel: Funnel, pack: dict[str, Any]) -> str:
     """Documents and bytes behind every stage, and what each removed."""
-    download, clean, dedup, pack = (
-        read(name)
-        for name in ("download/manifest.json", "clean/metrics.json", "dedup/metrics.json", "pack/metrics.json")
+    header = ["", "documents", "bytes", "tokens"]
+    steps, splits = (
+        table([header, *([step.name, *map(number, step[1:])] for step in some)])
+        for some in (funnel.steps, funnel.splits)
     )
-    rows = [
-        ["", "documents", "bytes", "tokens"],
-        ["downloaded", f"{download['documents']:,}", f"{download['bytes']:,}", ""],
-        ["cleaned", f"{clean['documents_out']:,}", f"{clean['bytes_out']:,}", ""],
-        ["without duplicates", f"{dedup['documents_out']:,}", "", ""],
-        *([f"packed: {split}", documents(clean, split), "", f"{pack[f'tokens_{split}']:,}"]
-          for split in ("train", "validation", "test")),
-    ]  # fmt: skip
-    dropped = {name.removeprefix("dropped."): n for name, n in clean.items() if name.startswith("dropped.") and n}
-    reasons = [["clean: " + name.replace("_", " "), n] for name, n in dropped.items()]
-    reasons += [["dedup: " + words, dedup[name]] for name, words in REASONS.items() if dedup.get(name)]
-    if pack.get("contaminated_documents"):
-        reasons.append(["pack: shared text with evaluation files", pack["contaminated_documents"]])
-    reasons.sort(key=lambda row: (-int(row[1]), row[0]))
-    why = [["why documents went", "documents"], *([name, f"{n:,}"] for name, n in reasons)]
+    removed = table([["why documents went", "documents"], *([name, number(n)] for name, n in funnel.removed)])
     facts = [[name.replace("_", " "), number(value)] for name, value in pack.items() if name != "eval_sha256"]
-    return f"{table(rows)}<h2>Removed</h2>{table(why)}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
-
-
-def documents(clean: dict[str, Any], split: str) -> str:
-    return f"{clean[f'documents_{split}']:,}" if f"documents_{split}" in clean else ""
+    return (
+        f'<div class="charts">{chart("da-funnel")}{chart("da-removed")}</div>{steps}<h2>Splits</h2>{splits}'
+        f"<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
+    )
 
 
 def tokenizer(metrics: dict[str, Any], report: dict[str, Any]) -> str:
     rows = [[name.replace("_", " "), number(value)] for name, value in metrics.items()]
-    compared = [["", "source", "bytes per token"]] + [
-        [name, source, number(figures["bytes_per_token"])]
-        for name, one in report.get("tokenizers", {}).items()
-        for source, figures in one.get("sources", {}).items()
-        if "bytes_per_token" in figures
+    tokenizers = report.get("tokenizers", {})
+    named = {name: one.get("sources", {}) for name, one in tokenizers.items()}
+    compared = [["source", *(name if name != "this" else "bytes per token" for name in named)]] + [
+        [source, *(number(sources.get(source, {}).get("bytes_per_token")) for sources in named.values())]
+        for source in dict.fromkeys(source for sources in named.values() for source in sources)
     ]
     longest = [["token", "id", "occurrences"]] + [
-        [f"{token['text']!r}", str(token["id"]), f"{token['count']:,}"]
+        [token["text"].translate(VISIBLE), str(token["id"]), f"{token['count']:,}"]
         for token in report.get("longest_tokens", [])[:25]
     ]
     return (
@@ -163,8 +149,8 @@ its map; a click on a title sorts.</p>
 def embedding(findings: Findings) -> str:
     if not findings.embedding.tokens:
         return "<p>No token was mapped: <code>evaluate.embedding_tokens</code> is 0.</p>"
-    return f"""<p>The {len(findings.embedding.tokens)} most frequent tokens. t-SNE keeps neighbours together; distances and
-directions on it mean nothing.</p>
+    return f"""<p>The {len(findings.embedding.tokens)} most frequent tokens. t-SNE keeps neighbours together; distances
+and directions on it mean nothing.</p>
 <div class="controls"><label>map<select id="em-method"><option value="tsne">t-SNE</option>
 <option value="pca">principal components</option></select></label>
 <label>token<select id="em-token"></select></label></div>
@@ -215,6 +201,9 @@ def _cells(cells: Iterable[str], tag: str, text: bool = False) -> str:
 
 
 def number(value: object) -> str:
-    if isinstance(value, float):
+    """For people: four decimals, or thousands apart; nothing for None."""
+    if isinstance(value, float) and not value.is_integer():
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) and value >= 10000 else str(value)
+    if isinstance(value, int | float):
+        return f"{value:,.0f}"
+    return "" if value is None else str(value)

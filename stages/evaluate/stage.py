@@ -30,9 +30,9 @@ from stages.evaluate.generation import longest_matches, quality
 from stages.evaluate.head_ablation import head_ablations
 from stages.evaluate.losses import LabelLosses, bits_per_byte, bootstrap_interval, label_losses
 from stages.evaluate.maps import attention_maps
+from stages.evaluate.page_data import Findings
 from stages.evaluate.params import EvaluateParams
 from stages.evaluate.reading import Text, bytes_of, read_text
-from stages.evaluate.page_data import Findings
 from stages.evaluate.report import page
 from stages.evaluate.samples import Sample, sample_texts
 from stages.evaluate.strided import document_nll
@@ -212,7 +212,7 @@ def write(
     """Leaves every output in staging."""
     plots = job.staging / "plots"
     plots.mkdir()
-    tables = {
+    tables: dict[str, list[Any]] = {
         "loss_by_position": curves.by_position(losses, text.rows.context_length),
         "loss_by_frequency": curves.by_frequency(losses, text.train.labels(), text.rows.vocab_size),
         "loss_by_source": curves.by_source(losses, text.n_bytes, text.sources),

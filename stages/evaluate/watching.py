@@ -57,24 +57,21 @@ def watch(
     from model.context import EVERYTHING, Mask, Reach
 
     context = model.context(inputs_BT, segments_BT, positions_BT, cached=True)  # without masks, which are [T, T]
-    layer, shown = 0, set()
+    windowed = Reach(model.config.window, model.config.sink_tokens)
+    shown: set[int] = set()
 
-    def form(reach: Reach) -> Callable[..., Tensor]:
+    def attention(layer: int, reach: Reach) -> Mask:
         def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             shown.add(layer)
             return _attend(layer, q, k, v, scale, context.places, reach, look)
 
-        return attend
+        return Mask("watched", reach, True, attend)
 
-    windowed = Reach(model.config.window, model.config.sink_tokens)
-    masks = {
-        kind: Mask("watched", reach, True, form(reach))
-        for kind, reach in (("full", EVERYTHING), ("swa", windowed), ("mla", EVERYTHING))
-    }
-    context = dataclasses.replace(context, masks=masks)
     x_BTC = model.embed(inputs_BT, context.places.positions)
     for layer, block in enumerate(model.blocks):
-        x_BTC, _ = block(x_BTC, context)
+        whole = attention(layer, EVERYTHING)
+        masks = {"full": whole, "mla": whole, "swa": attention(layer, windowed)}
+        x_BTC, _ = block(x_BTC, dataclasses.replace(context, masks=masks))
     return sorted(shown)
 
 

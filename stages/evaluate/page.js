@@ -54,16 +54,17 @@ function open(tab, focus) {
     byId(other.getAttribute("aria-controls")).hidden = !chosen;
   }
   if (focus) tab.focus();
+  tab.scrollIntoView({ block: "nearest", inline: "nearest" });
   history.replaceState(null, "", "#" + tab.dataset.name);
   paint();
 }
 
 function paint() {
   for (const [id, painter] of painters) {
-    if (!drawn.has(id) && byId(id).closest("[role=tabpanel]").hidden === false) {
-      drawn.add(id);
-      painter();
-    }
+    if (byId(id).closest("[role=tabpanel]").hidden) continue;
+    if (drawn.has(id)) Plotly.Plots.resize(byId(id)); // the window may have changed while the tab was closed
+    else painter();
+    drawn.add(id);
   }
 }
 
@@ -133,7 +134,9 @@ function attention() {
     const tokens = map().tokens.map(escaped);
     const z = probabilities(+text.value, place(), +head.value);
     const slots = tokens.map((_, i) => i);
-    const ticks = { tickmode: "array", tickvals: slots, ticktext: tokens.map((t) => (t.length > 12 ? t.slice(0, 11) + "…" : t)),
+    const every = narrow.matches ? Math.ceil(tokens.length / 16) : 1;
+    const short = map().tokens.map((t, i) => (i % every ? "" : escaped(t.length > 12 ? t.slice(0, 11) + "…" : t)));
+    const ticks = { tickmode: "array", tickvals: slots, ticktext: short,
       tickfont: { size: tokens.length > 40 ? 9 : 11 }, showgrid: false, zeroline: false };
     const cells = z.map((row, i) => row.map((p, j) => (p === null ? "" : `${i} <b>${tokens[i]}</b> pays ${p.toFixed(3)} to ${j} <b>${tokens[j]}</b>`)));
     plot("at-map", [{ type: "heatmap", z, x: slots, y: slots, text: cells, hovertemplate: "%{text}<extra></extra>",

@@ -127,6 +127,8 @@ def result_charts(findings: Findings) -> dict[str, Any]:
         "hovertemplate": "%{y}: %{x:.3f} bits per byte<extra></extra>",
         "error_x": {
             "type": "data",
+            "width": 0,
+            "thickness": 3,
             "symmetric": False,
             "array": [metrics["bits_per_byte_high"] - float(r[1]) if r[2] else None for r in reversed(rows)],
             "arrayminus": [float(r[1]) - metrics["bits_per_byte_low"] if r[2] else None for r in reversed(rows)],

@@ -18,6 +18,7 @@ import click
 from pipeline import environment
 from pipeline.ablation.command import ablate
 from pipeline.addresses import Addresses
+from pipeline.benchmark import benchmark
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.data import data
@@ -178,6 +179,7 @@ cli.add_command(explain)
 cli.add_command(ablate)
 cli.add_command(compare)
 cli.add_command(gc)
+cli.add_command(benchmark)
 
 
 @cli.group()

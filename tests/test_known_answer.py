@@ -84,7 +84,7 @@ def test_the_validation_loss_is_the_entropy_of_the_source(tmp_path: Path) -> Non
     assert packed["dropped_tokens"] == 0
     model = ModelConfig(n_layers=1, hidden_size=32, n_heads=2, n_kv_heads=1)
     settings = TrainParams(
-        max_steps=250, batch_tokens=4096, warmup_steps=10, eval_interval=250, validation_tokens=10**6
+        max_steps=150, batch_tokens=4096, warmup_steps=10, eval_interval=150, validation_tokens=10**6
     )  # fmt: skip
     trained = run(tmp_path, train, model=model, train=settings)
     assert trained["validation_loss"] == pytest.approx(entropy(), abs=0.01)

@@ -14,6 +14,7 @@ import click
 
 from pipeline import environment
 from pipeline.ablation.command import ablate
+from pipeline.benchmark import benchmark
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.corpora.command import data
@@ -178,6 +179,7 @@ cli.add_command(ablate)
 cli.add_command(compare)
 cli.add_command(gc)
 cli.add_command(import_)
+cli.add_command(benchmark)
 
 
 @cli.group()

@@ -1,7 +1,7 @@
 """What cheap models make of the same test text, after exactly the training tokens that the model saw.
 
-Three Kneser-Ney n-grams (kneser_ney.py) and zstd. Each predicts every event of the test text (events.py)
-and is charged in bits per byte of it, so the four figures and the model's own can be compared.
+Four modified Kneser-Ney n-grams (kneser_ney.py) and zstd. Each predicts every event of the test text (events.py)
+and is charged in bits per byte of it, so the five figures and the model's own can be compared.
 A row that training read more than once counts once: repeating a text teaches an n-gram nothing.
 
 What remains unequal: in the test text n-grams see across the cuts at which the model's context starts
@@ -41,6 +41,7 @@ def baselines(train: Events, test: Events, table: TokenBytes) -> dict[str, float
     n_bytes = table.n_bytes(test.labels())
     return {
         "baseline_byte_trigram": _ngram_bits(train_bytes, test_bytes, 3) / n_bytes,
+        "baseline_token_unigram": _ngram_bits(train, test, 1) / n_bytes,
         "baseline_token_bigram": _ngram_bits(train, test, 2) / n_bytes,
         "baseline_token_trigram": _ngram_bits(train, test, 3) / n_bytes,
         "baseline_zstd": _zstd_bits(_flat(train_bytes), _flat(test_bytes)) / n_bytes,

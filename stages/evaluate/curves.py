@@ -1,4 +1,4 @@
-"""Loss against context and against frequency, as CSV files that `dvc plots show` draws.
+"""Loss against context, frequency and source, as CSV files that `dvc plots show` draws.
 
 Buckets are narrow at the start and double later, because both curves move on a logarithmic scale: a
 position in context 0, 1, 2, 3, then 4-5, 6-7, 8-11, 12-15, 16-23 and so on; a token's frequency in the
@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.losses import LabelLosses
+from stages.evaluate.losses import LabelLosses, bits_per_byte
+
+HEADERS = {
+    "loss_by_position": ("position", "loss", "n"),
+    "loss_by_frequency": ("frequency", "loss", "n"),
+    "loss_by_source": ("source", "documents", "bytes", "bits_per_byte"),
+    "documents": ("document", "bytes", "bits_per_byte"),
+}
 
 
 def position_edges(context_length: int) -> NDArray[np.int64]:
@@ -58,6 +65,20 @@ def by_document(losses: LabelLosses, n_bytes: NDArray[np.int64]) -> list[tuple[i
     """(document, bytes, bits per byte) of every document of the split."""
     bits = losses.by_document() / np.log(2)
     return [(i, int(b), round(float(bits[i] / b), 6)) for i, b in enumerate(n_bytes) if b]
+
+
+def by_source(
+    losses: LabelLosses, n_bytes: NDArray[np.int64], sources: Sequence[str]
+) -> list[tuple[str, int, int, float]]:
+    """(source, documents, bytes, bits per byte), by name; `sources` has that of every document."""
+    nll = losses.by_document()
+    found = []
+    for source in sorted(set(sources)):
+        which = np.array([other == source for other in sources])
+        if n_bytes[which].sum():
+            bits = round(bits_per_byte(nll[which], n_bytes[which]), 6)
+            found.append((source, int(which.sum()), int(n_bytes[which].sum()), bits))
+    return found
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,35 +1,42 @@
-"""Interpolated Kneser-Ney n-grams: what a model must beat before its loss means anything.
+"""Modified Kneser-Ney n-grams: what a model must beat before its loss means anything.
 
-Each order discounts its counts by D and hands the mass it saved to the next lower order:
+Each order discounts its counts and hands the mass it saved to the next lower order:
 
-    p(w | u v) = max(c(u v w) - D, 0) / c(u v .)  +  D * types(u v .) / c(u v .) * p(w | v)
+    p(w | u v) = (c(u v w) - D(c)) / c(u v .)  +  saved(u v .) / c(u v .) * p(w | v)
 
 The highest order counts events. A lower order counts in how many different contexts an n-gram was
 seen (its continuation count). Below the unigrams lies the uniform distribution over the vocabulary,
 so that every symbol has a probability. A context never seen leaves everything to the lower order.
-D = n1 / (n1 + 2 n2) per order, with n1 and n2 the numbers of n-grams counted once and twice.
+Each order has three discounts, D1 of what was counted once, D2 twice, D3 more often. With n1 to n4 the
+numbers of n-grams counted once to four times, and Y = n1 / (n1 + 2 n2):
+
+    D1 = 1 - 2 Y n2/n1    D2 = 2 - 3 Y n3/n2    D3 = 3 - 4 Y n4/n3
+
+where one of n2 to n4 is 0, a text is too small for three, and all three are Y.
 
 Example: the documents "ab" and "ac" in the vocabulary a, b, c and E, the end, which also stands for
-the beginning. Bigrams: Ea twice; ab, bE, ac, cE once: D = 4 / (4 + 2) = 2/3. Continuation counts:
-a 1, b 1, c 1, E 2, so D = 3 / (3 + 2) = 0.6 and p(b) = (1 - 0.6)/5 + 0.6 * 4/5 * 1/4 = 0.2. Then
+the beginning. Bigrams: Ea twice; ab, bE, ac, cE once: Y = 4 / (4 + 2) = 2/3. Continuation counts:
+a 1, b 1, c 1, E 2, so Y = 3 / (3 + 2) = 0.6 and p(b) = (1 - 0.6)/5 + 0.6 * 4/5 * 1/4 = 0.2. Then
 p(b | a) = (1 - 2/3)/2 + 2/3 * 2/2 * 0.2 = 0.3.
 
 An n-gram is one packed integer of 64 bits, the last symbol in its lowest digit, so counting is one
 sort and looking up is one binary search. Where the n-grams come from is events.py's work.
 
 Sources: Kneser and Ney 1995, Improved backing-off for m-gram language modeling; Chen and Goodman
-1998, An empirical study of smoothing techniques for language modeling, section 2.7.
+1998, An empirical study of smoothing techniques for language modeling, section 3.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
 FALLBACK_DISCOUNT = 0.5  # where no n-gram was counted exactly once, as for bytes in a long text
+Discounts = NDArray[np.float64]  # by a count up to 3: 0, D1, D2, D3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +48,16 @@ class Level:
         counts: the count of each, a continuation count below the highest order, [N].
         contexts: the contexts seen, the keys without their last symbol, sorted, [C].
         totals: the sum of the counts in each context, [C].
-        types: the number of n-grams in each context, [C].
-        discount: D.
+        saved: the sum of the discounts in each context, [C].
+        discounts: 0, D1, D2, D3.
     """
 
     keys: Keys
     counts: NDArray[np.int64]
     contexts: Keys
     totals: NDArray[np.int64]
-    types: NDArray[np.int64]
-    discount: float
+    saved: NDArray[np.float64]
+    discounts: Discounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +83,11 @@ class KneserNey:
             counts = _look_up(level.keys, level.counts, keys_of_order)
             contexts = keys_of_order // np.uint64(self.base)
             totals = _look_up(level.contexts, level.totals, contexts)
-            types = _look_up(level.contexts, level.types, contexts)
+            saved = _look_up(level.contexts, level.saved, contexts)
             seen = totals > 0
             divisor = np.where(seen, totals, 1)
-            kept = np.maximum(counts - level.discount, 0) / divisor
-            handed_down = np.where(seen, level.discount * types / divisor, 1.0)
+            kept = (counts - level.discounts[np.minimum(counts, 3)]) / divisor
+            handed_down = np.where(seen, saved / divisor, 1.0)
             result = kept + handed_down * result
         return result
 
@@ -106,18 +113,24 @@ def fit(keys: Keys, order: int, base: int, vocab_size: int) -> KneserNey:
 
 def _level(keys: Keys, counts: NDArray[np.int64], base: int) -> Level:
     contexts, first = np.unique(keys // np.uint64(base), return_index=True)
-    totals = np.add.reduceat(counts, first)
-    types = np.diff(np.append(first, len(keys)))
-    return Level(keys, counts, contexts, totals, types, estimate_discount(counts))
+    discounts = estimate_discounts(counts)
+    saved = np.add.reduceat(discounts[np.minimum(counts, 3)], first)
+    return Level(keys, counts, contexts, np.add.reduceat(counts, first), saved, discounts)
 
 
-def estimate_discount(counts: NDArray[np.int64]) -> float:
-    """D = n1 / (n1 + 2 n2) of the counts of one order."""
-    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-    return once / (once + 2 * twice) if once else FALLBACK_DISCOUNT
+def estimate_discounts(counts: NDArray[np.int64]) -> Discounts:
+    """0, D1, D2, D3 of the counts of one order."""
+    n1, n2, n3, n4 = (int((counts == times).sum()) for times in (1, 2, 3, 4))
+    if not n1:
+        return np.array([0.0, *[FALLBACK_DISCOUNT] * 3])
+    y = n1 / (n1 + 2 * n2)
+    three = np.array([1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]) if n2 and n3 and n4 else None
+    # Of odd counts, as of a text made by a rule, an estimate may lie outside of what can be discounted.
+    usable = three is not None and bool(np.all((three > 0) & (three <= (1, 2, 3))))
+    return np.array([0.0, *three]) if three is not None and usable else np.array([0.0, y, y, y])
 
 
-def _look_up(table: Keys, values: NDArray[np.int64], keys: Keys) -> NDArray[np.int64]:
+def _look_up(table: Keys, values: NDArray[Any], keys: Keys) -> NDArray[Any]:
     """The value of each key, 0 for a key that is not in the sorted table."""
     index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
     return np.where(table[index] == keys, values[index], 0)

@@ -47,10 +47,10 @@ class LabelLosses:
         return np.bincount(self.documents, self.nll).astype(np.float64)
 
 
-def label_losses(model: Decoder, rows: TokenRows, device: str) -> LabelLosses:
+def label_losses(model: Decoder, rows: TokenRows, device: str, title: str) -> LabelLosses:
     """Runs the model over all rows of a split."""
     nll, labels, positions = [], [], []
-    with progress("test loss", rows.n_rows, "rows") as bar:
+    with progress(title, rows.n_rows, "rows") as bar:
         for first in range(0, rows.n_rows, ROWS_PER_FORWARD):
             batch = rows.batch(np.arange(first, min(first + ROWS_PER_FORWARD, rows.n_rows)))
             real = batch.labels != IGNORED_LABEL

@@ -1,9 +1,10 @@
-"""Evaluates the best checkpoint on the test split, against baselines, and shows what it writes and sees.
+"""Evaluates the best checkpoint: how good it is, what it has learned, what its heads do, what it writes.
 
-Text that no stage trained on is charged in bits per byte, which does not depend on the tokenizer. The
-figure means something beside others on the same bytes: n-grams and zstd after exactly the training
-tokens that the model read (baselines.py). Around it stand an interval (losses.py), curves (curves.py),
-samples (samples.py), the heads (attention.py) and a page of it all (report.py).
+Text that no stage trained on is charged in bits per byte, which does not depend on the tokenizer. The figure
+means something beside others on the same bytes: n-grams and zstd after exactly the training tokens that the
+model read (baselines.py). Around it stand an interval (losses.py), the same with overlapping windows
+(strided.py), other texts, curves (curves.py), samples and what they repeat (generation.py), the heads
+(attention.py, head_ablation.py, maps.py), the embedding (embeddings.py), and a page of it all (report.py).
 """
 
 from __future__ import annotations
@@ -12,60 +13,51 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.checkpoint import load_model, model_config, read_json
+from stages.checkpoint import load_model, read_json
 from stages.devices import own_gpus
-from stages.entry import Job, file_sha256, plain, write_json
-from stages.errors import BadInput
+from stages.entry import Job, plain, write_json
 from stages.evaluate import curves
-from stages.evaluate.attention import head_scores
-from stages.evaluate.baselines import baselines, rows_seen
-from stages.evaluate.events import Events, events_of_documents, events_of_rows
+from stages.evaluate.attention import Heads, head_scores, repeated_tokens
+from stages.evaluate.baselines import baselines
+from stages.evaluate.embeddings import Map, embedding_map
+from stages.evaluate.generation import longest_matches, quality
+from stages.evaluate.head_ablation import head_ablations
 from stages.evaluate.losses import LabelLosses, bits_per_byte, bootstrap_interval, label_losses
+from stages.evaluate.maps import attention_maps
+from stages.evaluate.page_data import Findings
 from stages.evaluate.params import EvaluateParams
+from stages.evaluate.reading import Text, bytes_of, read_text
 from stages.evaluate.report import page
-from stages.evaluate.samples import sample_texts
-from stages.evaluate.token_bytes import TokenBytes
+from stages.evaluate.samples import Sample, sample_texts
+from stages.evaluate.strided import document_nll
+from stages.perplexity import token_losses
 from stages.progress import say
-from stages.tokens import TokenRows
 from stages.tracking import open_run
+
+if TYPE_CHECKING:
+    from model.decoder import Decoder
 
 NAMES = {
     "bits_per_byte": "model",
     "baseline_token_trigram": "token trigram (Kneser-Ney)",
     "baseline_token_bigram": "token bigram (Kneser-Ney)",
+    "baseline_token_unigram": "token unigram (Kneser-Ney)",
     "baseline_byte_trigram": "byte trigram (Kneser-Ney)",
     "baseline_zstd": "zstd -19, training text as dictionary",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """What the model and the baselines are evaluated on, and what they were trained on.
-
-    Attributes:
-        rows: the test split; `documents` are its documents whole, `test` the same as events.
-        n_bytes: UTF-8 bytes of every test document, int64 [D].
-        train: the training text that the model read, as events.
-    """
-
-    rows: TokenRows
-    table: TokenBytes
-    documents: list[NDArray[np.int64]]
-    n_bytes: NDArray[np.int64]
-    test: Events
-    train: Events
+PAGES = ("report.html", "plots", "samples.json", "attention.json")
 
 
 def run(job: Job, evaluate: EvaluateParams) -> None:
     """Writes metrics.json, attention.json, samples.json, plots/*.csv and report.html.
 
-    The baselines are fitted in a thread while torch is imported and the model runs: 4 of 25 seconds.
+    The baselines are fitted in a thread while torch is imported and the model runs.
 
     Raises:
         BadInput: there is no test text, or text, model and tokenizer do not belong together.
@@ -81,48 +73,53 @@ def run(job: Job, evaluate: EvaluateParams) -> None:
         fitted = thread.submit(baselines, text.train, text.test, text.table)
         device = job.execution.torch_device()
         model = load_model(best, device)
-        losses = label_losses(model, text.rows, device)
-        heads = head_scores(model, text.rows, evaluate.max_analysis_tokens, device)
-        samples = sample_texts(model, text.table, text.rows.context_length, evaluate)
-        metrics = measure(text, losses, fitted.result(), evaluate)
+        losses = label_losses(model, text.rows, device, "test loss")
+        seen = look_inside(model, text, evaluate, device)
+        metrics = measure(model, text, losses, seen, fitted, evaluate, device)
         facts = {
             "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
             "training tokens": f"{state['tokens']:,}",
             "test documents": f"{len(text.documents):,}",
             "test bytes": f"{text.n_bytes.sum():,}",
         }
-        write(job, text, losses, metrics, facts, heads, samples)
+        write(job, text, losses, metrics, facts, seen)
         print_table(comparison(metrics))
         tracked.results({name: value for name, value in metrics.items() if isinstance(value, float)})
-        for name in ("report.html", "plots", "samples.json", "attention.json"):
+        for name in PAGES:
             tracked.artifact(job.staging / name, "evaluate")
 
 
-def read_text(job: Job, state: dict[str, Any], params: EvaluateParams) -> Text:
-    """Reads the test split, and the training rows that the model had read at this state."""
-    data = job.root / "data"
-    rows, train_rows = TokenRows(data / "pack/test"), TokenRows(data / "pack/train")
-    if not rows.n_rows:
-        raise BadInput("data/pack/test: no document; raise split.test in params.yaml, or give more text")
-    tokenizer, trained_with = data / "tokenizer/tokenizer.json", model_config(data / "train/best")[1]
-    for place, of in (("pack/test", rows.index), ("pack/train", train_rows.index), ("train/best", trained_with)):
-        if of["tokenizer_sha256"] != file_sha256(tokenizer):
-            raise BadInput(f"data/{place}: made with another tokenizer than data/tokenizer has; run `dvc repro`")
-    table = TokenBytes(tokenizer)
-    n_read = state["step"] * state["rows_per_step"]
-    seen, passes = rows_seen(train_rows, state["seed"], n_read, params.max_baseline_tokens)
-    train = events_of_rows(train_rows, seen, table.end_of_text)
-    say(
-        f"baselines: trained on {train.is_event.sum():,} tokens in {len(seen):,} rows of the {train_rows.n_rows:,}; "
-        f"the model read these {passes:.2f} times, n-grams count them once"
-    )
-    documents = list(rows.documents())
-    n_bytes = np.array([table.n_bytes(document) for document in documents])
-    test = events_of_documents(documents, table.end_of_text, rows.vocab_size)
-    return Text(rows, table, documents, n_bytes, test, train)
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """What the model writes and how it is made: its heads, maps of them, its embedding, what it wrote."""
+
+    heads: Heads
+    maps: list[dict[str, Any]]
+    embedding: Map
+    samples: list[Sample]
+    written: list[Sample]
 
 
-def measure(text: Text, losses: LabelLosses, fitted: dict[str, float], params: EvaluateParams) -> dict[str, Any]:
+def look_inside(model: Decoder, text: Text, params: EvaluateParams, device: str) -> Inside:
+    samples, written = sample_texts(model, text.table, text.rows.context_length, params)
+    heads = head_scores(model, text.rows, params.max_analysis_tokens, device, params.seed)
+    ablations = head_ablations(model, text.rows, params.max_ablation_tokens, device)
+    for entry in heads.scores:
+        if (entry["layer"], entry["head"]) in ablations:
+            entry["ablation"] = ablations[entry["layer"], entry["head"]]
+    texts = [
+        [text.table.end_of_text, *sample.prompt_ids, *sample.ids][: text.rows.context_length] for sample in samples
+    ]
+    frequency = np.bincount(text.train.labels(), minlength=text.rows.vocab_size)
+    weight = model.embedding.weight.detach()[: text.rows.vocab_size].float().cpu().numpy()
+    embedding = embedding_map(weight, frequency, params.embedding_tokens, params.seed)
+    return Inside(heads, attention_maps(model, texts, device), embedding, samples, written)
+
+
+def measure(
+    model: Decoder, text: Text, losses: LabelLosses, seen: Inside, fitted: Future[dict[str, float]],
+    params: EvaluateParams, device: str,
+) -> dict[str, Any]:  # fmt: skip
     """The content of metrics.json; figures rounded to six decimals."""
     by_document = losses.by_document()
     low, high = bootstrap_interval(by_document, text.n_bytes, params.bootstrap_samples, params.seed)
@@ -133,10 +130,54 @@ def measure(text: Text, losses: LabelLosses, fitted: dict[str, float], params: E
         "bits_per_byte": bits_per_byte(by_document, text.n_bytes),
         "bits_per_byte_low": low,
         "bits_per_byte_high": high,
-        **fitted,
+        **other_texts(model, text, params, device),
+        **repetition_losses(model, text, params, device),
     }
+    texts = [sample.ids for sample in seen.samples + seen.written]
+    matches = longest_matches(texts, text.train_rows, text.seen)
+    figures |= quality(texts, [sample.finished for sample in seen.samples + seen.written], matches)
+    figures |= fitted.result()
     rounded: dict[str, Any] = {name: round(value, 6) for name, value in figures.items()}
     return rounded | {"eval_sha256": text_sha256(text.table.text_bytes(document) for document in text.documents)}
+
+
+def other_texts(model: Decoder, text: Text, params: EvaluateParams, device: str) -> dict[str, float]:
+    """Bits per byte with overlapping windows, and all figures of the validation split and of further files."""
+    context, end_of_text = text.rows.context_length, text.table.end_of_text
+
+    def nll(documents: list[NDArray[np.int64]], overlap: float, title: str) -> NDArray[np.float64]:
+        return document_nll(model, documents, end_of_text, context, overlap, device, title)
+
+    strided = nll(text.documents, params.context_overlap, "test loss, strided")
+    figures = {"bits_per_byte_strided": bits_per_byte(strided, text.n_bytes)}
+    for name, documents in {"validation": list(text.validation.documents()), **text.texts}.items():
+        n_bytes, n_labels = bytes_of(documents, text.table), sum(map(len, documents))
+        if name == "validation":
+            plain_nll = label_losses(model, text.validation, device, "validation loss").by_document()
+        else:
+            plain_nll = nll(documents, 0.0, f"loss of {name}")
+        loss = float(plain_nll.sum()) / n_labels
+        figures |= {
+            f"{name}_loss": loss,
+            f"{name}_perplexity": math.exp(loss),
+            f"{name}_bits_per_byte": bits_per_byte(plain_nll, n_bytes),
+            f"{name}_bits_per_byte_strided": bits_per_byte(
+                nll(documents, params.context_overlap, f"loss of {name}, strided"), n_bytes
+            ),
+        }
+    return figures
+
+
+def repetition_losses(model: Decoder, text: Text, params: EvaluateParams, device: str) -> dict[str, float]:
+    """Loss on random tokens read for the first and for the second time: what copying from the context gains."""
+    batch = repeated_tokens(text.rows.vocab_size, text.rows.context_length, params.seed)
+    nll = token_losses(model, batch, device)
+    half = batch.inputs.shape[1] // 2
+    # The last label of the first half is the first token of the second, which nothing foretells.
+    return {
+        "repeated_loss_first": float(nll[:, : half - 1].mean()) if half > 1 else 0.0,
+        "repeated_loss_second": float(nll[:, half : 2 * half - 1].mean()) if half > 1 else 0.0,
+    }
 
 
 def text_sha256(documents: Iterable[bytes]) -> str:
@@ -166,29 +207,24 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def write(
-    job: Job,
-    text: Text,
-    losses: LabelLosses,
-    metrics: dict[str, Any],
-    facts: dict[str, str],
-    heads: list[dict[str, Any]],
-    samples: list[dict[str, Any]],
+    job: Job, text: Text, losses: LabelLosses, metrics: dict[str, Any], facts: dict[str, str], seen: Inside
 ) -> None:
     """Leaves every output in staging."""
     plots = job.staging / "plots"
     plots.mkdir()
-    by_position = curves.by_position(losses, text.rows.context_length)
-    by_frequency = curves.by_frequency(losses, text.train.labels(), text.rows.vocab_size)
-    by_document = curves.by_document(losses, text.n_bytes)
-    curves.write_csv(plots / "loss_by_position.csv", ("position", "loss", "n"), by_position)
-    curves.write_csv(plots / "loss_by_frequency.csv", ("frequency", "loss", "n"), by_frequency)
-    curves.write_csv(plots / "documents.csv", ("document", "bytes", "bits_per_byte"), by_document)
-    write_json(job.staging / "attention.json", heads)
+    tables: dict[str, list[Any]] = {
+        "loss_by_position": curves.by_position(losses, text.rows.context_length),
+        "loss_by_frequency": curves.by_frequency(losses, text.train.labels(), text.rows.vocab_size),
+        "loss_by_source": curves.by_source(losses, text.n_bytes, text.sources),
+        "documents": curves.by_document(losses, text.n_bytes),
+    }
+    for name, rows in tables.items():
+        curves.write_csv(plots / f"{name}.csv", curves.HEADERS[name], rows)
+    samples = [sample.as_json() for sample in seen.samples]
+    write_json(job.staging / "attention.json", seen.heads.scores)
     write_json(job.staging / "samples.json", samples)
-    pictures = [
-        ("Loss by position in context", "position", by_position),
-        ("Loss by frequency of the token in training", "frequency", by_frequency),
-    ]
-    html = page(metrics, facts, comparison(metrics), pictures, samples, heads)
-    (job.staging / "report.html").write_text(html, encoding="utf-8")
+    findings = Findings(
+        metrics, facts, comparison(metrics), tables, samples, seen.heads, seen.maps, seen.embedding, text.table
+    )
+    (job.staging / "report.html").write_text(page(job.root / "data", findings), encoding="utf-8")
     write_json(job.staging / "metrics.json", metrics)

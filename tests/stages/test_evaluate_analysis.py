@@ -11,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.evaluate import curves
-from stages.evaluate.attention import SCORES, head_scores, targets_of
+from stages.evaluate.attention import SCORES, head_scores
 from stages.evaluate.baselines import rows_seen
 from stages.evaluate.events import events_of_rows
 from stages.evaluate.losses import bits_per_byte, bootstrap_interval, label_losses
@@ -19,7 +19,7 @@ from stages.order import data_order
 from stages.perplexity import document_losses, to_tensors
 from stages.tokens import INDEX_VERSION, TokenRows, row_schema
 
-T, VOCAB = 8, 30
+T, VOCAB, SINKS = 8, 30, 2
 DOCUMENTS = [[5, 6], [7, 8, 9, 7, 8, 9, 7, 8, 9, 10, 11], [12], [5, 5, 6, 5, 5, 6, 5]]
 # <|endoftext|> is 0; document 1 is cut after eight inputs; row 1 holds its rest, document 2 and padding
 ROWS = [
@@ -51,7 +51,9 @@ def rows(tmp_path_factory) -> TokenRows:
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    model = Decoder(ModelConfig(n_layers=2, hidden_size=16, n_heads=4, n_kv_heads=2, init_std=0.5), VOCAB)
+    model = Decoder(
+        ModelConfig(n_layers=2, hidden_size=16, n_heads=4, n_kv_heads=2, init_std=0.5, sink_tokens=2), VOCAB
+    )
     model.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
         for block in model.blocks:
@@ -76,7 +78,7 @@ def test_rows_seen_are_those_of_trainings_order_each_once(rows):
 
 
 def test_every_label_of_every_document_has_one_loss(model, rows):
-    losses = label_losses(model, rows, "cpu")
+    losses = label_losses(model, rows, "cpu", "test")
     for number, document in enumerate(DOCUMENTS):
         assert sorted(losses.labels[losses.documents == number]) == sorted([*document, 0])
     assert losses.by_document() == pytest.approx(document_losses(model, rows, "cpu").nll, rel=1e-9)
@@ -88,7 +90,7 @@ def test_every_label_of_every_document_has_one_loss(model, rows):
 def test_a_model_that_knows_nothing_needs_ln_v_nats(rows):
     model = Decoder(ModelConfig(n_layers=1, hidden_size=8, n_heads=1, n_kv_heads=1), VOCAB)
     torch.nn.init.zeros_(model.embedding.weight)
-    losses = label_losses(model.eval(), rows, "cpu")
+    losses = label_losses(model.eval(), rows, "cpu", "test")
     assert losses.nll == pytest.approx(np.full(25, math.log(VOCAB)), rel=1e-6)
 
 
@@ -106,7 +108,7 @@ def test_bits_per_byte_and_their_interval():
 
 
 def test_buckets_hold_every_label_once(model, rows):
-    losses = label_losses(model, rows, "cpu")
+    losses = label_losses(model, rows, "cpu", "test")
     by_position = curves.by_position(losses, T)
     assert [position for position, _, _ in by_position] == [0, 1, 2, 3, 4, 6]
     by_frequency = curves.by_frequency(losses, np.array([5, 5, 6, 7, 7, 7]), VOCAB)
@@ -116,21 +118,6 @@ def test_buckets_hold_every_label_once(model, rows):
         assert sum(loss * n for _, loss, n in curve) == pytest.approx(losses.nll.sum(), rel=1e-5)
 
 
-def test_targets_of_a_repeating_text():
-    """Tokens a b c a b, then another document that begins with b."""
-    inputs, segments = torch.tensor([[1, 2, 3, 1, 2, 2]]), torch.tensor([[0, 0, 0, 0, 0, 1]])
-    targets = targets_of(inputs, segments, torch.tensor([[0, 1, 2, 3, 4, 0]]))
-
-    def keys(kind: str, query: int) -> list[int]:
-        return torch.nonzero(getattr(targets, kind)[0, query]).flatten().tolist()
-
-    assert keys("duplicate", 3) == [0] and keys("induction", 3) == [1]
-    assert keys("duplicate", 4) == [1] and keys("induction", 4) == [2]
-    assert keys("duplicate", 5) == keys("induction", 5) == [], "documents stay apart"
-    assert targets.starts[0].tolist() == [0, 0, 0, 0, 0, 5]
-    assert targets.counted[0].tolist() == [False, True, True, True, True, False]
-
-
 def slow_scores(p: torch.Tensor, tokens: list[int]) -> dict[str, list[float]]:
     """Per query of one segment, by the words of the docstring; p is [T, T]."""
     found: dict[str, list[float]] = {name: [] for name in SCORES}
@@ -138,7 +125,9 @@ def slow_scores(p: torch.Tensor, tokens: list[int]) -> dict[str, list[float]]:
         row = p[i].tolist()
         found["entropy"].append(-sum(x * math.log(x) for x in row if x > 0))
         found["distance"].append(sum(x * (i - j) for j, x in enumerate(row[: i + 1])))
-        found["sink"].append(row[0])
+        found["first"].append(row[0])
+        if i >= SINKS:
+            found["sink"].append(sum(row[:SINKS]))
         found["previous"].append(row[i - 1])
         earlier = [j for j in range(i) if tokens[j] == tokens[i]]
         after = [j + 1 for j in earlier if j + 1 < i]
@@ -150,7 +139,7 @@ def slow_scores(p: torch.Tensor, tokens: list[int]) -> dict[str, list[float]]:
 
 
 def test_head_scores_equal_their_definition_on_every_segment_alone(model, rows):
-    scores = head_scores(model, rows, 10**6, "cpu")
+    scores = head_scores(model, rows, 10**6, "cpu").scores
     assert [(s["layer"], s["head"]) for s in scores] == [(i, j) for i in range(2) for j in range(4)]
     places = [place for r in ROWS for place in zip(r["documents"], r["offsets"], r["lengths"], strict=True)]
     segments = [[0, *DOCUMENTS[document]][start : start + length] for document, start, length in places]
@@ -190,8 +179,8 @@ def test_probabilities_are_those_that_the_model_uses(model, rows):
 def test_a_head_that_looks_at_everything_alike(rows):
     model = Decoder(ModelConfig(n_layers=1, hidden_size=8, n_heads=2, n_kv_heads=1), VOCAB)
     torch.nn.init.zeros_(model.blocks[0].attention.query.weight)
-    [head, _] = head_scores(model.eval(), rows, max_tokens=T, device="cpu")  # one row: document 1, eight inputs
+    [head, _] = head_scores(model.eval(), rows, max_tokens=T, device="cpu").scores  # one row: document 1, eight inputs
     queries = np.arange(1, 8)
     assert head["entropy"] == pytest.approx(np.log(queries + 1).mean(), abs=1e-5)
     assert head["distance"] == pytest.approx((queries / 2).mean(), abs=1e-5)
-    assert head["sink"] == head["previous"] == pytest.approx((1 / (queries + 1)).mean(), abs=1e-5)
+    assert head["first"] == head["previous"] == pytest.approx((1 / (queries + 1)).mean(), abs=1e-5)

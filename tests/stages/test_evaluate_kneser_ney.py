@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.evaluate.events import Events, events_of_documents
-from stages.evaluate.kneser_ney import FALLBACK_DISCOUNT, KneserNey, estimate_discount, fit
+from stages.evaluate.kneser_ney import FALLBACK_DISCOUNT, KneserNey, estimate_discounts, fit
 
 END = 3  # vocabulary: 0, 1, 2 and the end
 
@@ -45,6 +45,7 @@ class SlowKneserNey:
 
     def __init__(self, grams: list[tuple[int, ...]], vocab_size: int):
         self.vocab_size = vocab_size
+        self.orders_with_three: set[int] = set()
         self.counts = {len(grams[0]): Counter(grams)}
         for order in range(len(grams[0]) - 1, 0, -1):
             predecessors = defaultdict(set)
@@ -60,15 +61,21 @@ class SlowKneserNey:
         siblings = [count for other, count in counts.items() if other[:-1] == gram[:-1]]
         if not siblings:
             return lower
-        once, twice = (sum(count == n for count in counts.values()) for n in (1, 2))
-        discount = once / (once + 2 * twice) if once else FALLBACK_DISCOUNT
-        kept = max(counts[gram] - discount, 0) / sum(siblings)
-        return kept + discount * len(siblings) / sum(siblings) * lower
+        once, twice, thrice, four = (sum(count == n for count in counts.values()) for n in (1, 2, 3, 4))
+        y = once / (once + 2 * twice) if once else FALLBACK_DISCOUNT
+        discounts = [0, y, y, y]
+        if once and twice and thrice and four:
+            found = [1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice]
+            if all(0 < d <= most for d, most in zip(found, (1, 2, 3), strict=True)):
+                discounts = [0, *found]
+                self.orders_with_three.add(len(gram))
+        saved = sum(discounts[min(count, 3)] for count in siblings)
+        return (counts[gram] - discounts[min(counts[gram], 3)]) / sum(siblings) + saved / sum(siblings) * lower
 
 
 def test_worked_example_of_the_docstring():
     model = fitted(text([0, 1], [0, 2]), order=2)
-    assert [level.discount for level in model.levels] == pytest.approx([0.6, 2 / 3])
+    assert [level.discounts[1] for level in model.levels] == pytest.approx([0.6, 2 / 3])
     assert probability(model, (0, 1)) == pytest.approx(0.3)
     assert probability(model, (0, 0)) == pytest.approx(2 / 3 * 0.2)
 
@@ -80,6 +87,7 @@ def test_equals_the_slow_definition(order):
     expected = [slow.probability(gram) for gram in ngrams(test, order)]
     assert model.probabilities(test.keys(order)) == pytest.approx(expected, abs=1e-12)
     assert model.nll(test.keys(order)) == pytest.approx(-sum(math.log(p) for p in expected))
+    assert order < 3 or order in slow.orders_with_three, "trigrams of this text have three discounts"
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -92,7 +100,11 @@ def test_equals_nltk_where_the_definitions_meet(order):
     other.fit([grams], [str(symbol) for symbol in range(9)])
     model = fitted(train, order)
     discounts = [0.0, *[0.4] * (order - 1)]
-    model = replace(model, levels=tuple(map(lambda level, d: replace(level, discount=d), model.levels, discounts)))
+    levels = []
+    for level, d in zip(model.levels, discounts, strict=True):
+        types = np.unique(level.keys // np.uint64(model.base), return_counts=True)[1]
+        levels.append(replace(level, discounts=np.array([0, d, d, d]), saved=d * types))
+    model = replace(model, levels=tuple(levels))
     for gram in set(ngrams(test, order)):
         *context, last = map(str, gram)
         assert probability(model, gram) == pytest.approx(other.score(last, tuple(context)), abs=1e-12)
@@ -114,6 +126,10 @@ def test_every_symbol_has_a_probability_even_without_training_text():
     assert probability(fitted(nothing, order=3), (0, 0, 2)) == 0.25
 
 
-def test_discount_where_nothing_was_counted_once():
-    assert estimate_discount(np.array([1, 1, 2])) == pytest.approx(0.5)
-    assert estimate_discount(np.array([3, 4])) == FALLBACK_DISCOUNT
+def test_discounts_by_hand_and_where_there_are_too_few_counts():
+    counts = np.repeat([1, 2, 3, 4], [40, 20, 10, 5])
+    y = 40 / 80
+    expected = [0, 1 - 2 * y * 20 / 40, 2 - 3 * y * 10 / 20, 3 - 4 * y * 5 / 10]
+    assert estimate_discounts(counts) == pytest.approx(expected)
+    assert estimate_discounts(np.array([1, 1, 2])) == pytest.approx([0, 0.5, 0.5, 0.5])
+    assert estimate_discounts(np.array([3, 4])) == pytest.approx([0, *[FALLBACK_DISCOUNT] * 3])

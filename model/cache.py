@@ -144,9 +144,7 @@ class KeyValueCache:
             y_BKGD = scaled_dot_product_attention(q_BKGD, self.keys, self.values, plan.mask, scale=scale)
             return y_BKGD.flatten(1, 2)[:, :, None]
         grouped = q_BHTD.shape[1] != self.keys.shape[1]
-        return scaled_dot_product_attention(
-            q_BHTD, self.keys, self.values, plan.mask, scale=scale, enable_gqa=grouped
-        )
+        return scaled_dot_product_attention(q_BHTD, self.keys, self.values, plan.mask, scale=scale, enable_gqa=grouped)
 
     def _write(self, k_BKTD: Tensor, v_BKTD: Tensor, plan: Plan) -> None:
         for kept, new_BKTD in ((self.keys, k_BKTD), (self.values, v_BKTD)):

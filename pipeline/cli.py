@@ -18,15 +18,18 @@ import click
 from pipeline import environment
 from pipeline.ablation.command import ablate
 from pipeline.addresses import Addresses
+from pipeline.chat import chat
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.data import data
 from pipeline.explain import command as explain
 from pipeline.gc import gc
+from pipeline.generate import generate
 from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
 from pipeline.resume import resume
+from pipeline.serve import serve
 from pipeline.up import up
 from stages.errors import BadInput
 
@@ -178,6 +181,9 @@ cli.add_command(explain)
 cli.add_command(ablate)
 cli.add_command(compare)
 cli.add_command(gc)
+cli.add_command(generate)
+cli.add_command(chat)
+cli.add_command(serve)
 
 
 @cli.group()

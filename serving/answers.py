@@ -32,6 +32,7 @@ class Refused(Exception):
 
 
 def error(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    message = message.encode(errors="replace").decode()  # it may quote what came in
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

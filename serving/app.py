@@ -173,7 +173,7 @@ class Service:
         n, length = body.n or 1, self.exported.context_length
         if not 0 < len(prompts) * n <= MOST_CHOICES:
             raise Refused(
-                400, f"prompt: {len(prompts)} prompts of n {n}; one request may have {MOST_CHOICES}", "prompt"
+                400, f"prompt: {len(prompts)} prompts of n {n}; one request may have 1 to {MOST_CHOICES}", "prompt"
             )
         seed = secrets.randbits(32) if body.seed is None else body.seed
         requests: list[Request] = []

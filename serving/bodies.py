@@ -36,10 +36,20 @@ def listed(value: Any) -> Any:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
+def whole(text: str) -> str:
+    """JSON can name half of a character, which no text holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
 Unsupported = Annotated[None, BeforeValidator(refuse_set)]
 Format = Annotated[None, BeforeValidator(refuse_formats)]
 Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=MOST_STOPS), BeforeValidator(listed)
+    list[Annotated[Text, Field(min_length=1, max_length=1000)]], Field(max_length=MOST_STOPS), BeforeValidator(listed)
 ]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Ids = list[Annotated[int, Field(ge=0)]]
@@ -57,7 +67,7 @@ class StreamOptions(Strict):
 class Body(Strict):
     """What both kinds of completion have."""
 
-    model: str = ""
+    model: Text = ""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -95,7 +105,7 @@ class Body(Strict):
 
 
 class CompletionBody(Body):
-    prompt: str | Ids | list[str] | list[Ids]
+    prompt: Text | Ids | list[Text] | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = False
     suffix: Unsupported = None
@@ -105,13 +115,13 @@ class CompletionBody(Body):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 def joined(content: str | list[TextPart]) -> str:
@@ -120,7 +130,7 @@ def joined(content: str | list[TextPart]) -> str:
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], AfterValidator(joined)]
+    content: Annotated[Text | list[TextPart], AfterValidator(joined)]
     name: str | None = None
     refusal: Unsupported = None
 

@@ -8,8 +8,9 @@ whose prompt has been read. So a long prompt delays running ones by a chunk at m
     step 3    B and C draw with A
 
 A request is admitted when a row of the caches is free; until then it waits in line. Its prompt is cut at multiples
-of `chunk` whoever else runs, and it draws from a generator of its own, so its text depends on nobody
-(to the last bit with Reader's `exact`, else but for rounding).
+of `chunk` whoever else runs, and it draws from a generator of its own. So its text depends on nobody, but for
+rounding: a product of eight rows may differ from that of one in the last bit, which shows where two tokens are
+equally probable to six digits.
 
 The engine belongs to one thread (worker.py); it hands pieces to each request's `sink`.
 """

@@ -12,9 +12,6 @@ at its next place: what the step writes there is overwritten by whatever comes n
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
 the hundreds of kernels of a small model takes longer than running them.
 
-With `exact` (on a CPU) rows are rounded up to a multiple of four, so that every matrix product takes the same
-path whoever runs beside: results are equal to the last bit, at the price of time where few run.
-
 Shapes: B rows, T tokens, V vocabulary.
 """
 
@@ -30,19 +27,18 @@ from model.decoder import Decoder
 from stages.errors import BadInput
 
 LENGTH_UNIT = 64
-EXACT_ROWS = 4
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
 class Reader:
     """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens."""
 
-    def __init__(self, model: Decoder, n_rows: int, capacity: int, exact: bool = False):
+    def __init__(self, model: Decoder, n_rows: int, capacity: int):
         if not model.has_caches:
             raise BadInput(
                 f"model.layer_pattern {model.config.layer_pattern}: a layer has no method new_cache to serve"
             )
-        self.model, self.n_rows, self.capacity, self.exact = model, n_rows, capacity, exact
+        self.model, self.n_rows, self.capacity = model, n_rows, capacity
         self.device = model.embedding.weight.device
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
@@ -91,9 +87,7 @@ class Reader:
         return min(-(-needed // LENGTH_UNIT) * LENGTH_UNIT, self.capacity)
 
     def _rounded(self, n: int) -> int:
-        if self.device.type == "cuda":
-            return 1 << (n - 1).bit_length()
-        return -(-n // EXACT_ROWS) * EXACT_ROWS if self.exact else n
+        return 1 << (n - 1).bit_length() if self.device.type == "cuda" else n
 
 
 class Graph:

@@ -145,8 +145,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             ratio = {key: best[key] / found["millrace"][key] for key in ("seconds", "cpu_seconds")}
             rate = concurrent * arguments.tokens / best["seconds"]
             print(
-                f"{concurrent:3} at once  {name:28} {rate:8.1f} tokens/s  {best['seconds']:7.2f} s ({ratio['seconds']:.2f}x"
-                f" ours)  CPU {best['cpu_seconds']:7.2f} s ({ratio['cpu_seconds']:.2f}x)  "
+                f"{concurrent:3} at once  {name:26} {rate:8.1f} tokens/s  {best['seconds']:7.2f} s "
+                f"({ratio['seconds']:.2f}x ours)  CPU {best['cpu_seconds']:7.2f} s ({ratio['cpu_seconds']:.2f}x)  "
                 f"{best['equal_texts']} of {concurrent} texts equal"
             )
 

@@ -32,6 +32,8 @@ from stages.errors import BadInput
 log = logging.getLogger("millrace.serving")
 GUARDED = "/v1/"
 KEYS = "MILLRACE_API_KEYS"
+CLOSE = {"connection": "close"}  # what is left of the body is not read
+PATIENCE = 10  # a body so many times too long is read to its end: who still sends cannot hear the refusal
 KNOWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -110,26 +112,26 @@ class Gate:
         """The whole body, or None where the request was refused or its sender has left."""
         most, parts, size = self.limits.body_bytes, [], 0
         declared = headers.get("content-length", "0")
+        hopeless = PATIENCE * most
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                more = True
-                while more and size <= most and (not declared.isdigit() or int(declared) <= most):
+                more = not declared.isdigit() or int(declared) <= hopeless
+                while more and size <= hopeless:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
+                    size += len(message.get("body", b""))
                     parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                    if size > most:
+                        parts.clear()
                     more = message.get("more_body", False)
         except TimeoutError:
             await visit.refuse(408, f"the body did not come in within {self.limits.body_seconds:g} s", CLOSE)
             return None
-        if more or size > most:
+        if size > most or (declared.isdigit() and int(declared) > most):
             await visit.refuse(413, f"the body is longer than {most:,} bytes", CLOSE)
             return None
         return b"".join(parts)
-
-
-CLOSE = {"connection": "close"}  # what is left of the body is not read
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

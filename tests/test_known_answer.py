@@ -1,8 +1,7 @@
-"""The whole path against a known answer: a model that has learned eight documents by heart gives them back over HTTP."""
+"""The whole path against a known answer: a model that knows its documents by heart gives them back over HTTP."""
 
 import importlib
 import inspect
-import json
 import shutil
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from tests.serving.servers import Serving
 
 REPOSITORY = Path(__file__).parents[1]
 MODULES = (
-    "argparse base64 bisect calendar cmd code codecs colorsys contextlib copy csv datetime dbm decimal difflib dis email "
-    "enum fileinput fnmatch fractions functools getopt getpass"
+    "argparse base64 bisect calendar cmd code codecs colorsys contextlib copy csv datetime dbm decimal difflib dis "
+    "email enum fileinput fnmatch fractions functools getopt getpass"
 ).split()
 SMALL = {
     "download": {"source": "files", "inputs": "texts"},
@@ -59,7 +58,8 @@ def test_documents_learned_by_heart_come_back_over_http(tmp_path, monkeypatch):
         text = inspect.getdoc(importlib.import_module(name)) or ""
         (tmp_path / "texts" / f"{name}.txt").write_text(" ".join(text.split())[:200])
     run_stages(tmp_path, "download", "clean", "dedup", "tokenizer", "pack", "train", "evaluate", "export")
-    assert json.loads((tmp_path / "data/train/metrics.json").read_text())["train_loss"] < 0.05
+    last_step = (tmp_path / "data/train/loss.csv").read_text().splitlines()[-1].split(",")
+    assert float(last_step[2]) < 0.05, "the loss of the last batch"
     documents = training_documents(tmp_path)
     assert len(documents) >= 8
     exported = open_export(tmp_path / "data/export")

@@ -3,7 +3,6 @@
 import runpy
 from pathlib import Path
 
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

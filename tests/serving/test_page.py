@@ -1,14 +1,11 @@
-"""The chat page in a real browser, headless: it writes, colours, stops and shows errors. Skipped where there is none."""
+"""The chat page in a headless browser: it writes, colours, stops and shows errors. Skipped where there is none."""
 
-import base64
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
@@ -52,7 +49,7 @@ class Page:
 def page(server, tmp_path_factory):
     profile = tmp_path_factory.mktemp("browser")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-               "--no-first-run", "--window-size=900,700", "--remote-debugging-port=0", f"--user-data-dir={profile}"]  # fmt: skip
+               "--no-first-run", "--remote-debugging-port=0", f"--user-data-dir={profile}"]  # fmt: skip
     process = subprocess.Popen([*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until((profile / "DevToolsActivePort").exists, seconds=60)
@@ -108,10 +105,3 @@ def test_an_error_is_shown(page):
     page.send("Hello")
     page.until("document.querySelector('.error') !== null")
     assert "the context is 128 tokens" in page.run("document.querySelector('.error').textContent")
-
-
-@pytest.mark.skipif("MILLRACE_SCREENSHOT" not in os.environ, reason="for docs/images, by hand")
-def test_screenshot(page):
-    Path(os.environ["MILLRACE_SCREENSHOT"]).write_bytes(
-        base64.b64decode(page.call("Page.captureScreenshot", format="png")["data"])
-    )

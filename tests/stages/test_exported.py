@@ -1,4 +1,4 @@
-"""Opening an export: the decoder computes what the checkpoint does, and what is no decoder's folder is refused by name."""
+"""Opening an export: it computes what the checkpoint does, and what is no decoder's folder is refused by name."""
 
 import json
 import shutil

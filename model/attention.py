@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.backends import attend
-from model.cache import KeyValueCache
+from model.cache import KeyValueCache, Slots
 from model.config import ModelConfig
 from model.context import EVERYTHING, Context, Places, Reach, visible
 from model.norm import RMSNorm
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         if cache is None:
             y_BHTD = attend(q, k, v, context.masks[self.kind], self.scale)
         else:
-            y_BHTD = cache.attend(q, k, v, context.places, self.reach, self.scale)
+            y_BHTD = cache.attend(q, k, v, context, self.scale)
         return self.output(y_BHTD.transpose(1, 2).flatten(2))
 
     def cross(self, x_BTC: Tensor, memory_BSC: Tensor, context: Context) -> Tensor:
@@ -83,7 +83,8 @@ class Attention(nn.Module):
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KeyValueCache:
         """An empty cache for `capacity` tokens, or for the window if that is less."""
-        return KeyValueCache(batch, self.n_kv_heads, self.head_dim, self.head_dim, capacity, self.reach, like)
+        widths, slots = (self.head_dim, self.head_dim), Slots.of(capacity, self.reach)
+        return KeyValueCache.empty(batch, self.n_kv_heads, widths, slots, like)
 
     def probabilities(self, x_BTC: Tensor, context: Context) -> Tensor:
         """What each query pays to each key, [B, H, T, T] in fp32; rows sum to 1. For analysis."""

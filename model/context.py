@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -92,6 +92,7 @@ class Context:
         masks: by kind of attention (`full`, `swa`, `mla`), of the kinds that the model has.
         causal: False in an encoder.
         losses: sums over tokens that blocks add to the loss of the objective while they train.
+        plans: what the new tokens do to caches (model/cache.py), by their slots.
     """
 
     places: Places
@@ -99,3 +100,4 @@ class Context:
     masks: Mapping[str, Mask]
     causal: bool = True
     losses: list[Tensor] = dataclasses.field(default_factory=list)
+    plans: dict[Any, Any] = dataclasses.field(default_factory=dict)

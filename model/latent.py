@@ -21,7 +21,7 @@ from model.attention import probabilities
 from model.backends import attend
 from model.cache import LatentCache
 from model.config import ModelConfig
-from model.context import EVERYTHING, Context, Places, visible
+from model.context import EVERYTHING, Context
 from model.norm import RMSNorm
 from model.rotary import rotate
 
@@ -79,20 +79,18 @@ class LatentAttention(nn.Module):
     def absorbed(self, x_BTC: Tensor, context: Context, cache: LatentCache) -> Tensor:
         """The same from a cache of latents, without a key or value of any head."""
         q_nope, q_pe, c_B1TL, k_pe = self.compress(x_BTC, context)
-        c_BSL, k_pe_BSR, keys = cache.append(c_B1TL[:, 0], k_pe[:, 0], context.places)
+        c_BSL, k_pe_BSR, mask = cache.append(c_B1TL[:, 0], k_pe[:, 0], context)
         up_HDL = self.key_value_up.weight.view(self.n_heads, self.nope + self.value_width, self.rank)
         key_up, value_up = up_HDL.split((self.nope, self.value_width), dim=1)
         q_BHTL = torch.einsum("bhtn,hnl->bhtl", q_nope, key_up)
         scores = torch.einsum("bhtl,bsl->bhts", q_BHTL, c_BSL) + torch.einsum("bhtr,bsr->bhts", q_pe, k_pe_BSR)
-        mask = visible(Places(context.places.positions), keys, self.reach)
-        mask = mask | ~mask.any(dim=-1, keepdim=True)  # padding sees anything, and nobody sees it
         p_BHTS = (scores.float() * self.scale).masked_fill(~mask, float("-inf")).softmax(dim=-1).to(x_BTC.dtype)
         mean_BHTL = torch.einsum("bhts,bsl->bhtl", p_BHTS, c_BSL)
         y_BHTV = torch.einsum("bhtl,hvl->bhtv", mean_BHTL, value_up)
         return self.output(y_BHTV.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> LatentCache:
-        return LatentCache(batch, self.rank, self.rope, capacity, like)
+        return LatentCache.empty(batch, self.rank, self.rope, capacity, like)
 
     def probabilities(self, x_BTC: Tensor, context: Context) -> Tensor:
         """What each query pays to each key, [B, H, T, T] in fp32; rows sum to 1. For analysis."""

@@ -1,9 +1,14 @@
-"""Draws the next token: temperature, then top-k, then top-p.
+"""Draws the next token: penalties, then temperature, then top-k, top-p and min-p.
 
 Temperature divides the logits: below 1 sharpens, above 1 flattens, 0 takes the most probable token.
 top-k keeps the k most probable; top-p the smallest set of most probable tokens that together have at
 least p of what top-k left (nucleus sampling; Holtzman et al., 2019). Example: probabilities 0.5, 0.3,
-0.15, 0.05 with top-p 0.8 become 0.625, 0.375, 0, 0. Of equal tokens the one with the lower id comes first.
+0.15, 0.05 with top-p 0.8 become 0.625, 0.375, 0, 0. min-p cuts off what has less than that share of the most
+probable token: 0.25 keeps 0.5, 0.3 and 0.15 of them. Of equal tokens the one with the lower id comes first.
+
+Penalties are for tokens that stand in the text. repetition_penalty r divides their logits where positive and
+multiplies them elsewhere (Keskar et al., 2019), the prompt's too; of tokens written so far, presence_penalty
+is taken from the logit once and frequency_penalty once for each time.
 
 Every sequence has a generator of its own, so what it becomes does not depend on its company in the
 batch. `generate` reads each token once, through caches, until a sequence is longer than the context;
@@ -15,6 +20,7 @@ Shapes: B sequences, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +31,7 @@ from model.decoder import Decoder
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw: top_k 0 and top_p 1 cut nothing off; temperature 0 is greedy.
+    """How to draw: top_k 0, top_p 1 and min_p 0 cut nothing off; temperature 0 is greedy.
 
     Raises:
         ValueError: a value out of its range.
@@ -34,34 +40,69 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: temperature and top_k must be at least 0, top_p above 0 and at most 1")
+        for name, wrong, range in (
+            ("temperature", not 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_k", self.top_k < 0, "at least 0; 0 cuts nothing off"),
+            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", not 0 <= self.min_p <= 1, "at least 0 and at most 1"),
+            ("repetition_penalty", not 0 < self.repetition_penalty < math.inf, "above 0; 1 is none"),
+            ("presence_penalty", not abs(self.presence_penalty) <= 2, "within -2 and 2"),
+            ("frequency_penalty", not abs(self.frequency_penalty) <= 2, "within -2 and 2"),
+        ):
+            if wrong:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {range}")
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
+
+
+def penalised(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
+    """Logits behind a prompt and what was written so far."""
+    if not sampling.has_penalties:
+        return logits_V
+    logits_V = logits_V.clone()
+    seen = torch.tensor([*{*prompt, *written}], dtype=torch.int64, device=logits_V.device)
+    found, penalty = logits_V[seen], sampling.repetition_penalty
+    logits_V[seen] = torch.where(found > 0, found / penalty, found * penalty)
+    tokens = torch.tensor([*written], dtype=torch.int64, device=logits_V.device)
+    times_V = torch.bincount(tokens, minlength=len(logits_V)).to(logits_V.dtype)
+    return logits_V - sampling.frequency_penalty * times_V - sampling.presence_penalty * (times_V > 0)
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is drawn from, float64 [B, V]; rows sum to 1."""
+    """The distribution that is drawn from, float64 [B, V]; rows sum to 1. Penalties have been applied."""
     logits_BV = logits_BV.double()
     if sampling.temperature == 0:
         return torch.nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).double()
     p_BV = (logits_BV / sampling.temperature).softmax(dim=-1)
-    if not sampling.top_k and sampling.top_p == 1:
-        return p_BV
-    ordered, ids = p_BV.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k:
-        ordered[:, sampling.top_k :] = 0
-        ordered /= ordered.sum(dim=-1, keepdim=True)
-    reached = ordered.cumsum(dim=-1)[:, :-1] >= sampling.top_p  # by the tokens up to here: the next is not needed
-    ordered[:, 1:][reached] = 0
-    kept = torch.zeros_like(p_BV).scatter_(-1, ids, ordered)
-    return kept / kept.sum(dim=-1, keepdim=True)
+    if sampling.top_k or sampling.top_p < 1:
+        ordered, ids = p_BV.sort(dim=-1, descending=True, stable=True)
+        if sampling.top_k:
+            ordered[:, sampling.top_k :] = 0
+            ordered /= ordered.sum(dim=-1, keepdim=True)
+        reached = ordered.cumsum(dim=-1)[:, :-1] >= sampling.top_p  # by the tokens up to here: the next is not needed
+        ordered[:, 1:][reached] = 0
+        p_BV = torch.zeros_like(p_BV).scatter_(-1, ids, ordered)
+    if sampling.min_p:
+        p_BV = torch.where(p_BV >= sampling.min_p * p_BV.amax(dim=-1, keepdim=True), p_BV, 0)
+    return p_BV / p_BV.sum(dim=-1, keepdim=True)
 
 
 def draw(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
-    """One token id per row, each from its own CPU generator."""
-    p_BV = probabilities(logits_BV.cpu(), sampling)
-    return [int(torch.multinomial(p_V, 1, generator=g)) for p_V, g in zip(p_BV, generators, strict=True)]
+    """One token id per row: the first at which the sum of probabilities exceeds a number of its own CPU generator."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(dim=-1).tolist()
+    sums_BV = probabilities(logits_BV, sampling).cumsum(dim=-1)
+    drawn = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
+    at_B1 = torch.stack(drawn).to(sums_BV.device) * (1 - 2**-52) * sums_BV[:, -1:]  # always less than the whole sum
+    return torch.searchsorted(sums_BV, at_B1, right=True)[:, 0].tolist()
 
 
 @torch.inference_mode()
@@ -93,6 +134,11 @@ def generate(
             logits_BV = reader.next_logits(sequences, live)
         else:
             logits_BV = windowed_logits(model, [sequences[i][-context_length:] for i in live])
+        if sampling.has_penalties:
+            pairs = [(sequences[i], len(prompts[i])) for i in live]
+            logits_BV = torch.stack(
+                [penalised(row, sampling, s[:n], s[n:]) for row, (s, n) in zip(logits_BV, pairs, strict=True)]
+            )
         drawn = draw(logits_BV, sampling, [generators[i] for i in live])
         for i, token in zip(live, drawn, strict=True):
             sequences[i].append(token)

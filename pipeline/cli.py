@@ -15,11 +15,13 @@ import click
 from pipeline import environment
 from pipeline.ablation.command import ablate
 from pipeline.benchmark import benchmark
+from pipeline.chat import chat
 from pipeline.checkpoints import checkpoints
 from pipeline.compare import compare
 from pipeline.corpora.command import data
 from pipeline.explain import command as explain
 from pipeline.gc import gc
+from pipeline.generate import generate
 from pipeline.import_ import import_
 from pipeline.plan import plan
 from pipeline.promote import promote
@@ -28,6 +30,7 @@ from pipeline.resume import resume
 from pipeline.root import find_root
 from pipeline.scheduling.run import run_flow
 from pipeline.scheduling.up import up
+from pipeline.serve import serve
 from stages.errors import BadInput
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -180,6 +183,9 @@ cli.add_command(compare)
 cli.add_command(gc)
 cli.add_command(import_)
 cli.add_command(benchmark)
+cli.add_command(generate)
+cli.add_command(chat)
+cli.add_command(serve)
 
 
 @cli.group()

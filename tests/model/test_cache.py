@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from model.cache import Slots
 from model.config import ModelConfig
+from model.context import EMPTY, Reach
 from model.decoder import Decoder
 from model.sampling import CachedReader
 from model.size import cache_numbers_per_token, summary
@@ -47,10 +49,9 @@ def test_sequences_of_unequal_length_are_read_as_if_alone(kind):
 
 def test_a_ring_holds_the_sinks_and_the_window():
     """The example of the module: window 3, one sink, six tokens."""
-    model = decoder(n_layers=1, layer_pattern="swa", window=3, sink_tokens=1)
-    caches = model.new_caches(1, 20)
-    model.extend(tokens(1, 6), torch.arange(6)[None], caches)
-    assert caches[0].slots.positions.tolist() == [[0, 4, 5, 3]]
+    slots = Slots.of(20, Reach(window=3, sinks=1))
+    assert slots.held(torch.tensor([6, 2, 0])).tolist() == [[0, 4, 5, 3], [0, 1, EMPTY, EMPTY], [EMPTY] * 4]
+    assert slots.slot(torch.arange(6)).tolist() == [0, 1, 2, 3, 1, 2]
 
 
 def test_a_window_remembers_no_more_however_long_the_text():

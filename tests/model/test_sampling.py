@@ -7,7 +7,7 @@ from scipy import stats
 
 from model.config import ModelConfig
 from model.decoder import Decoder
-from model.sampling import Sampling, draw, generate, probabilities
+from model.sampling import Sampling, draw, generate, penalised, probabilities
 
 FOUR = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -16,12 +16,21 @@ def distribution(**settings) -> list[float]:
     return probabilities(FOUR, Sampling(**settings))[0].tolist()
 
 
+def test_penalties_are_for_tokens_that_stand_in_the_text():
+    logits = torch.tensor([2.0, -1.0, 3.0, 1.0])
+    assert penalised(logits, Sampling(), [0], [1]) is logits
+    assert penalised(logits, Sampling(repetition_penalty=2.0), [0], [1]).tolist() == [1, -2, 3, 1]
+    changed = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=1.0), [0], [1, 3, 3])
+    assert changed.tolist() == [2, -2.5, 3, -1.5], "the prompt counts for repetition_penalty alone"
+
+
 def test_worked_examples():
     assert distribution() == pytest.approx([0.5, 0.3, 0.15, 0.05])
     assert distribution(temperature=0) == [1, 0, 0, 0]
     assert distribution(temperature=0.5) == pytest.approx([x**2 / 0.365 for x in (0.5, 0.3, 0.15, 0.05)], rel=1e-5)
     assert distribution(top_k=3) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
     assert distribution(top_p=0.81) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
+    assert distribution(min_p=0.25) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
     assert distribution(top_k=2, top_p=0.6) == [1, 0, 0, 0], "top-p counts what top-k left: 0.625 is enough"
 
 
@@ -48,9 +57,20 @@ def test_draws_follow_the_distribution():
     assert stats.chisquare(np.bincount(drawn, minlength=10), expected).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 3.0},
+    ],
+)
 def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="top_p above 0"):
+    with pytest.raises(ValueError, match="it must be"):
         Sampling(**settings)
 
 

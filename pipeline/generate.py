@@ -1,0 +1,120 @@
+"""The command `millrace generate`: continues a text with an export, in this terminal."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from serving.engine import Engine
+    from serving.request import Request
+    from stages.exported import Exported
+
+MODEL = click.option(
+    "--model", default="data/export", show_default=True, help="An export, or models:/millrace@champion."
+)
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of both `generate` and `chat`."""
+    for option in reversed(
+        [
+            click.option("--temperature", default=0.8, show_default=True, help="0: always the most probable token."),
+            click.option("--top-p", default=0.95, show_default=True, help="Within the most probable share."),
+            click.option("--top-k", default=0, show_default=True, help="Within the k most probable; 0: all."),
+            click.option("--min-p", default=0.0, show_default=True, help="At least this share of the most probable."),
+            click.option("--repetition-penalty", default=1.0, show_default=True, help="1: none."),
+            click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("prompt")
+@MODEL
+@DEVICE
+@click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--stop", multiple=True, help="Ends the text before this string; can be repeated.")
+@sampling_options
+def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[str, ...], seed: int | None,
+             **sampling: Any) -> None:  # fmt: skip
+    """Continues PROMPT with an export and prints the text as it comes.
+
+    \b
+      millrace generate "Returns the number of"
+      millrace generate "Returns the number of" --temperature 0 --stop "\\n" -n 40
+      millrace generate "Returns" --seed 7 --model models:/millrace@champion
+    """
+    from serving.request import Request
+
+    exported = opened(model, device)
+    ids = exported.encode(prompt)
+    room = exported.context_length - len(ids)
+    if room < 1 or not ids:
+        raise BadInput(
+            f"the prompt has {len(ids)} tokens, the context of {model} {exported.context_length}; shorten it"
+        )
+    seed = secrets.randbits(32) if seed is None else seed
+    ends = tuple(text.encode().decode("unicode_escape") if "\\" in text else text for text in stop)
+    click.echo(prompt, nl=False)
+    write(
+        engine_of(exported),
+        Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends),
+    )
+    click.echo()
+
+
+def opened(model: str, device: str) -> Exported:
+    """The export on the device that `execution.device` would be."""
+    from stages.execution import Execution
+    from stages.exported import open_export
+
+    return open_export(model, Execution(device=device).torch_device())  # type: ignore[arg-type]
+
+
+def checked(**values: Any) -> Any:
+    """The sampling, or which option is out of its range."""
+    from model.sampling import Sampling
+
+    try:
+        return Sampling(**values)
+    except ValueError as error:
+        raise BadInput(f"--{error}") from None
+
+
+def engine_of(exported: Exported) -> Engine:
+    """An engine for one request at a time."""
+    from serving.engine import Engine
+    from serving.reader import Reader
+
+    return Engine(Reader(exported.model, 1, exported.context_length), exported.tokenizer)
+
+
+def write(engine: Engine, request: Request) -> str:
+    """Prints the text as it comes; the whole of it. Ctrl-C ends it."""
+    pieces: list[str] = []
+    running = engine.submit(request, lambda piece: pieces.append(piece.text))
+    try:
+        while not engine.idle:
+            engine.step()
+            click.echo(pieces[-1], nl=False)
+    except KeyboardInterrupt:
+        running.cancelled = True
+        engine.step()
+    return "".join(pieces)
+
+
+def ids_that_fit(encode: Callable[[Sequence[Any]], list[int]], messages: list[Any], most: int) -> list[int]:
+    """Ids of a conversation without its oldest turns, as far as it would not fit."""
+    while len(ids := encode(messages)) > most and len(messages) > 1:
+        first = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
+        del messages[first]
+    return ids

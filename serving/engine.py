@@ -1,0 +1,186 @@
+"""Runs many requests at once: continuous batching over the rows of one Reader.
+
+Each step reads some prompt, up to `chunk` tokens, oldest request first, and then draws one token for every request
+whose prompt has been read. So a long prompt delays running ones by a chunk at most, and who comes joins at once:
+
+    step 1    A reads 256 tokens of its prompt
+    step 2    A reads its last 20 and draws; B and C read their prompts, 100 tokens each
+    step 3    B and C draw with A
+
+A request is admitted when a row of the caches is free; until then it waits in line. Its prompt is cut at multiples
+of `chunk` whoever else runs, and it draws from a generator of its own. So its text depends on nobody, but for
+rounding: a product of eight rows may differ from that of one in the last bit, which shows where two tokens are
+equally probable to six digits.
+
+The engine belongs to one thread (worker.py); it hands pieces to each request's `sink`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.sampling import Sampling, draw, penalised
+from serving.reader import Reader
+from serving.request import Finish, Piece, Request, Token
+from serving.text import TextStream
+
+Sink = Callable[[Piece], None]
+
+
+@dataclasses.dataclass(eq=False)
+class Running:
+    """A request from when it is handed in until its last piece is handed out.
+
+    Attributes:
+        read: how many tokens its row of the caches holds.
+        cancelled: set by anybody, seen at the next step.
+    """
+
+    request: Request
+    sink: Sink
+    text: TextStream
+    generator: torch.Generator
+    written: list[int] = dataclasses.field(default_factory=list)
+    read: int = 0
+    cancelled: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Its prompt has been read."""
+        return self.read >= len(self.request.prompt)
+
+
+class Engine:
+    """Requests that wait, and requests that run: `running[i]` has row i."""
+
+    def __init__(self, reader: Reader, tokenizer: Tokenizer, chunk: int = 256):
+        self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
+        self.waiting: collections.deque[Running] = collections.deque()
+        self.running: list[Running] = []
+
+    def submit(self, request: Request, sink: Sink) -> Running:
+        """Hands a request in; it runs when a row is free.
+
+        Raises:
+            ValueError: prompt and continuation do not fit.
+        """
+        if not request.prompt or request.max_tokens < 1:
+            raise ValueError("a request needs a prompt and at least one token to write")
+        if len(request.prompt) + request.max_tokens > self.reader.capacity:
+            raise ValueError(
+                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} to write do not fit the context of "
+                f"{self.reader.capacity}"
+            )
+        generator = torch.Generator().manual_seed(request.seed)
+        running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator)
+        self.waiting.append(running)
+        return running
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    @property
+    def cache_use(self) -> float:
+        """The share of the caches that holds tokens."""
+        return sum(running.read for running in self.running) / (self.reader.n_rows * self.reader.capacity)
+
+    def step(self) -> None:
+        """Admits, reads some prompt, and draws a token for each request whose prompt has been read."""
+        for running in [running for running in (*self.running, *self.waiting) if running.cancelled]:
+            self._end(running, "cancelled")
+        while self.waiting and len(self.running) < self.reader.n_rows:
+            self.running.append(self.waiting.popleft())
+        drawing = [running for running in self.running if running.draws]
+        if drawing:
+            read = [running.read for running in self.running]
+            last = [running.written[-1] if running.draws else 0 for running in self.running]
+            logits_BV = self.reader.step(last, read)
+            rows = [row for row, running in enumerate(self.running) if running.draws]
+            for running in drawing:
+                running.read += 1
+            self._draw(drawing, logits_BV if len(rows) == len(last) else logits_BV[rows])
+        self._read_prompts()
+
+    def _read_prompts(self) -> None:
+        """Reads up to `chunk` tokens of prompts; whose prompt is through draws a first token."""
+        budget = self.chunk
+        for running in [running for running in self.running if not running.draws]:
+            prompt = running.request.prompt
+            piece = prompt[running.read : running.read + self.chunk]  # never less: who else runs decides no cut
+            if len(piece) > budget:
+                break
+            budget -= len(piece)
+            logits_V = self.reader.fill(self.running.index(running), piece, running.read)
+            running.read += len(piece)
+            if running.draws:
+                self._draw([running], logits_V[None])
+
+    def _draw(self, drawing: Sequence[Running], logits_BV: Tensor) -> None:
+        """One token for each of these, handed out."""
+        by_sampling: dict[Sampling, list[int]] = {}
+        for row, running in enumerate(drawing):
+            by_sampling.setdefault(running.request.sampling, []).append(row)
+        drawn = [0] * len(drawing)
+        for sampling, rows in by_sampling.items():
+            wanted = logits_BV if len(rows) == len(drawing) else logits_BV[rows]
+            if sampling.has_penalties:
+                those = [drawing[row] for row in rows]
+                wanted = torch.stack(
+                    [penalised(V, sampling, r.request.prompt, r.written) for V, r in zip(wanted, those, strict=True)]
+                )
+            tokens = draw(wanted, sampling, [drawing[row].generator for row in rows])
+            for row, token in zip(rows, tokens, strict=True):
+                drawn[row] = token
+        for row, (running, token) in enumerate(zip(drawing, drawn, strict=True)):
+            self._hand_out(running, described(token, logits_BV[row], running.request.top_logprobs))
+
+    def _hand_out(self, running: Running, token: Token) -> None:
+        """Gives a drawn token, as text, to whoever asked; ends the request where it is to end."""
+        request = running.request
+        running.written.append(token.id)
+        if token.id in request.ends:
+            self._end(running, "stop")
+            return
+        text = running.text.push(token.id)
+        if running.text.stopped:
+            self._end(running, "stop", text, token)
+        elif len(running.written) == request.max_tokens:
+            self._end(running, "length", text, token)
+        else:
+            running.sink(Piece(text, (token,)))
+
+    def _end(self, running: Running, finish: Finish, text: str = "", token: Token | None = None) -> None:
+        """Hands out the last piece and frees the row: the last one moves into it."""
+        if running in self.running:
+            row, last = self.running.index(running), len(self.running) - 1
+            if row != last:
+                self.reader.move(last, row, self.running[last].read)
+                self.running[row] = self.running[last]
+            self.running.pop()
+        else:
+            self.waiting.remove(running)
+        rest = running.text.finish()
+        if running.text.stopped and finish == "length":
+            finish = "stop"
+        running.sink(Piece(text + rest, () if token is None else (token,), finish))
+
+    def fail(self) -> None:
+        """Ends everything that runs or waits, after an error that nobody foresaw."""
+        for running in [*self.running, *self.waiting]:
+            self._end(running, "error")
+
+
+def described(token: int, logits_V: Tensor, top_logprobs: int | None) -> Token:
+    """A drawn token with what the model thought of it and of others, if that was asked for."""
+    if top_logprobs is None:
+        return Token(token)
+    logprobs_V = logits_V.double().log_softmax(dim=-1)
+    values, ids = logprobs_V.topk(top_logprobs)
+    return Token(token, float(logprobs_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

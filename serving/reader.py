@@ -1,0 +1,117 @@
+"""Runs the decoder for many sequences that have read different numbers of tokens: one row of the caches for each.
+
+    fill(row, tokens, start)    a piece of a prompt; logits behind its last token
+    step(tokens, read)          one token for each of the first rows; logits behind each
+
+Rows are dense: when a sequence ends, the last one moves into its row. So a step works on the first rows, as views
+without a copy, and reads caches as far as the longest row (in units of LENGTH_UNIT).
+
+A row that is in use but takes part with no token of its own (a prompt that is still being read, or nobody) stands
+at its next place: what the step writes there is overwritten by whatever comes next.
+
+On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
+the hundreds of kernels of a small model takes longer than running them.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.cache import LayerCache
+from model.decoder import Decoder
+from stages.errors import BadInput
+
+LENGTH_UNIT = 64
+WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
+
+
+class Reader:
+    """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens."""
+
+    def __init__(self, model: Decoder, n_rows: int, capacity: int):
+        if not model.has_caches:
+            raise BadInput(
+                f"model.layer_pattern {model.config.layer_pattern}: a layer has no method new_cache to serve"
+            )
+        self.model, self.n_rows, self.capacity = model, n_rows, capacity
+        self.device = model.embedding.weight.device
+        with torch.inference_mode():
+            self.caches = model.new_caches(self._rounded(n_rows), capacity)
+        self.graphs: dict[tuple[int, int], Graph] = {}
+        # experts on a GPU in another type than bf16 ask how many tokens each has, which no graph can
+        self.use_graphs = self.device.type == "cuda" and (
+            not model.config.n_experts or model.embedding.weight.dtype == torch.bfloat16
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(cache.n_bytes for cache in self.caches)
+
+    @torch.inference_mode()
+    def fill(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
+        """Reads tokens that begin at position `start` into a row. Logits behind the last of them, [V]."""
+        length = self._length(start + len(tokens))
+        caches = [cache.part(row, row + 1, length) for cache in self.caches]
+        inputs = torch.tensor([tokens], device=self.device)
+        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
+        context = self.model.context(inputs, None, positions, cached=True)
+        return self.model.logits(self.model.hidden(inputs, context, caches)[:, -1:])[0, 0]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int], read: Sequence[int]) -> Tensor:
+        """One token for each of the first rows, which have read so many before. Logits behind each, [B, V]."""
+        n, length = self._rounded(len(tokens)), self._length(max(read) + 1)
+        beside = n - len(tokens)
+        inputs = torch.tensor([*tokens, *[0] * beside])[:, None]
+        positions = torch.tensor([*read, *[0] * beside])[:, None]
+        if not self.use_graphs:
+            caches = [cache.part(0, n, length) for cache in self.caches]
+            return self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[: len(tokens), 0]
+        if (n, length) not in self.graphs:
+            caches = [cache.part(0, n, length) for cache in self.caches]
+            self.graphs[n, length] = Graph(self.model, caches, inputs, positions)
+        return self.graphs[n, length].run(inputs, positions)[: len(tokens), 0]
+
+    def move(self, source: int, target: int, read: int) -> None:
+        """Gives a sequence that has read so many tokens another row."""
+        with torch.inference_mode():
+            for cache in self.caches:
+                cache.copy_row(source, target, read)
+
+    def _length(self, needed: int) -> int:
+        return min(-(-needed // LENGTH_UNIT) * LENGTH_UNIT, self.capacity)
+
+    def _rounded(self, n: int) -> int:
+        return 1 << (n - 1).bit_length() if self.device.type == "cuda" else n
+
+
+class Graph:
+    """One step, recorded once and replayed for other tokens. The caches are those of the recording, by address.
+
+    The first steps, before the recording, are those of the tokens at hand: what they write is written again by the
+    replay, and is the same.
+    """
+
+    def __init__(self, model: Decoder, caches: Sequence[LayerCache], inputs: Tensor, positions: Tensor):
+        device = model.embedding.weight.device
+        self.inputs, self.positions = inputs.to(device), positions.to(device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                model.extend(self.inputs, self.positions, caches)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = model.extend(self.inputs, self.positions, caches)
+
+    def run(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        self.inputs.copy_(inputs)
+        self.positions.copy_(positions)
+        self.graph.replay()
+        return self.logits

@@ -1,0 +1,260 @@
+"""Opens an export to generate text with it: the decoder, its tokenizer, its chat template. Without transformers.
+
+    open_export("data/export")                 the folder hf in what the stage `export` wrote
+    open_export("path/to/folder")              any folder of an architecture of docs/export.md
+    open_export("models:/millrace@champion")   a registered version, fetched by MLflow
+
+Weights are read from safetensors alone, never from a pickle, and no code of the folder is run: an export with
+our own code is read by the code that runs here. Encoders are refused by name.
+
+A chat template is Jinja, run in its sandbox: {{ messages[0].content }}. Where the folder has none and the tokenizer
+has ChatML's tokens, it is ChatML:
+
+    <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.config import ModelConfig
+from stages.errors import BadInput
+from stages.first_weights import WEIGHTS, architecture_in, our_tensors, read_object, vocabulary_in
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from model.decoder import Decoder
+
+LENGTH_KEYS = ("context_length", "max_position_embeddings", "n_positions")
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHARDS = f"{WEIGHTS}.index.json"
+
+
+class NoTemplate(BadInput):
+    """The model cannot chat."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What it takes to continue text.
+
+    Attributes:
+        name: what it is called where several are told apart.
+        tokenizer: takes special tokens written out in a text for ordinary text: who sends it cannot play another role.
+        markup: the same tokenizer, which takes them for what they are.
+        ends: ids of tokens that end a text.
+        begin: the text of the token that begins one, or empty.
+        template: of a chat, or empty.
+        context_length: the most tokens of prompt and continuation together.
+    """
+
+    name: str
+    model: Decoder
+    tokenizer: Tokenizer
+    markup: Tokenizer
+    ends: frozenset[int]
+    begin: str
+    template: str
+    context_length: int
+
+    @property
+    def device(self) -> str:
+        return self.model.embedding.weight.device.type
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, behind the token that begins one as the tokenizer has it."""
+        return self.tokenizer.encode(text).ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation, up to where the model's answer begins.
+
+        Raises:
+            NoTemplate: there is no template, or it refuses these messages.
+        """
+        if not self.template:
+            raise NoTemplate(f"{self.name} has no chat template and no {CHATML_TOKENS[0]}; use text completions")
+        pieces: list[int] = list(self.tokenizer.encode("").ids)
+        for text, is_markup in self._rendered(messages):
+            tokenizer = self.markup if is_markup else self.tokenizer
+            pieces += tokenizer.encode(text, add_special_tokens=False).ids
+        begin = self.tokenizer.token_to_id(self.begin) if self.begin else None
+        while begin is not None and pieces[:2] == [begin, begin]:  # the template brought it as well
+            pieces.pop(0)
+        return pieces
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
+        """The conversation in parts: markup of the template, in which special tokens are meant, and what people
+        wrote, in which they are not. Contents are rendered as marks that no text holds, then put in."""
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        try:
+            rendered = environment.from_string(self.template).render(
+                messages=marked, add_generation_prompt=True, bos_token=self.begin, eos_token=""
+            )
+        except (TemplateError, TypeError) as error:
+            raise NoTemplate(f"the chat template of {self.name} refuses these messages: {error}") from None
+        parts, rest = [], rendered
+        while (start := rest.find("\ue000")) >= 0 and (end := rest.find("\ue001", start)) >= 0:
+            parts += [(rest[:start], True), (messages[int(rest[start + 1 : end])]["content"], False)]
+            rest = rest[end + 1 :]
+        return [(text, is_markup) for text, is_markup in (*parts, (rest, True)) if text]
+
+
+def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Exported:
+    """The model of an export in eval mode, and what belongs to it.
+
+    Args:
+        dtype: of the weights; by default fp32 on a CPU and bf16 on a GPU.
+
+    Raises:
+        BadInput: nothing is there, it is no decoder, or a file is missing or damaged.
+    """
+    import torch
+
+    from model.decoder import Decoder
+
+    folder = folder_of(place)
+    settings = read_object(folder / "config.json")
+    refuse_others(folder, settings)
+    config = architecture_in(settings)
+    context_length = next((settings[key] for key in LENGTH_KEYS if isinstance(settings.get(key), int)), 0)
+    if context_length < 1:
+        raise BadInput(f"{folder / 'config.json'}: none of {', '.join(LENGTH_KEYS)}; set the context length")
+    config, tensors = fused(config, our_tensors(settings, read_weights(folder)))
+    with torch.device("meta"):
+        model = Decoder(config, vocabulary_in(settings), context_length)
+    model.load_state_dict(tensors, assign=True)
+    model.requires_grad_(False)
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    name = str(place) if str(place).startswith("models:/") else Path(place).resolve().name
+    tokenizer, markup = read_tokenizer(folder), read_tokenizer(folder)
+    tokenizer.encode_special_tokens = True
+    begin, template = chat_texts(folder, tokenizer)
+    return Exported(
+        name="millrace" if name in ("export", "hf") else name,
+        model=model.to(device=device, dtype=dtype).eval(),
+        tokenizer=tokenizer,
+        markup=markup,
+        ends=ends_of(folder, settings, tokenizer),
+        begin=begin,
+        template=template,
+        context_length=context_length,
+    )
+
+
+def folder_of(place: str | Path) -> Path:
+    """The folder with config.json, fetched from MLflow where a registered model is named."""
+    if str(place).startswith("models:/"):
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            folder = Path(download_artifacts(artifact_uri=str(place)))
+        except (MlflowException, OSError) as error:
+            raise BadInput(f"{place}: MLflow does not give it: {error}") from None
+    else:
+        folder = Path(place).expanduser()
+    for found in (folder, folder / "hf"):
+        if (found / "config.json").is_file():
+            return found
+    raise BadInput(f"{place}: no config.json there or in its hf/; name an export, or run `dvc repro export`")
+
+
+def refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:
+    """What is no decoder, or has its weights in another form."""
+    classes = settings.get("architectures") or []
+    wrong = [
+        name for name in classes if not str(name).endswith("ForCausalLM") and not str(name).endswith("LMHeadModel")
+    ]
+    if settings.get("is_encoder_decoder") or wrong:
+        named = wrong[0] if wrong else settings.get("model_type")
+        raise BadInput(f"{folder}: {named} is no decoder; text is generated by one, such as Qwen3ForCausalLM")
+    if settings.get("quantization_config"):
+        raise BadInput(f"{folder}: its weights are quantised; name the folder hf beside it")
+    if not (folder / WEIGHTS).is_file() and not (folder / SHARDS).is_file():
+        raise BadInput(f"{folder}: no {WEIGHTS}; weights in other forms (pickle) are not read, convert them")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        names = sorted(set(read_object(folder / SHARDS).get("weight_map", {}).values()))
+    tensors = {}
+    for name in names:
+        try:
+            tensors.update(load_file(folder / Path(name).name))
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{folder / name}: {error}; export it again") from None
+    return tensors
+
+
+def fused(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """The same decoder with one matrix for queries, keys and values: fewer and larger products."""
+    import torch
+
+    if config.fused_qkv or set(config.kinds) - {"full", "swa"}:
+        return config, tensors
+    for name in [name for name in tensors if ".attention.query." in name]:
+        parts = [tensors.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
+        tensors[name.replace(".query.", ".query_key_value.")] = torch.cat(parts)
+    return dataclasses.replace(config, fused_qkv=True), tensors
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """tokenizer.json, which encodes all of a text."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise BadInput(f"{path}: {error}; export it again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def chat_texts(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The token that begins a text, and the template of a chat; empty where there is none."""
+    settings = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    begin = settings.get("bos_token") or ""
+    template = settings.get("chat_template") or ""
+    if isinstance(template, list):  # several by name
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not template and all(tokenizer.token_to_id(token) is not None for token in CHATML_TOKENS):
+        template = CHATML
+    return begin["content"] if isinstance(begin, dict) else begin, template
+
+
+def ends_of(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens after which nothing follows: those of generation_config.json or config.json, and ChatML's."""
+    ends: set[int] = set()
+    path = folder / "generation_config.json"
+    for source in (settings, read_object(path) if path.is_file() else {}):
+        found = source.get("eos_token_id")
+        ends.update(found if isinstance(found, list) else [] if found is None else [found])
+    closing = tokenizer.token_to_id(CHATML_TOKENS[1])
+    return frozenset(ends if closing is None else {*ends, closing})

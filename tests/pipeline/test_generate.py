@@ -1,0 +1,54 @@
+"""`millrace generate` and `millrace chat` in a terminal."""
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import cli
+from stages.errors import BadInput
+from tests.serving.conftest import folder  # noqa: F401
+
+
+def run(*arguments: str, typed: str = "") -> str:
+    result = CliRunner().invoke(cli, arguments, input=typed, catch_exceptions=True)
+    if isinstance(result.exception, BadInput):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_same_seed_gives_the_same_text(folder):  # noqa: F811
+    first, second, other = (
+        run("generate", "Returns the", "--model", str(folder), "-n", "20", "--seed", seed) for seed in ("1", "1", "2")
+    )
+    assert first == second != other
+    assert first.startswith("Returns the")
+
+
+def test_stop_ends_the_text_before_it(folder):  # noqa: F811
+    options = ("--model", str(folder), "-n", "30", "--temperature", "0")
+    text = run("generate", "Returns the", *options)
+    stop = text[len("Returns the") + 5 :][:3]
+    assert run("generate", "Returns the", *options, "--stop", stop).rstrip("\n") == text[: text.index(stop, 11)]
+
+
+def test_what_cannot_be_is_refused(folder, tmp_path):  # noqa: F811
+    with pytest.raises(BadInput, match="--top_p is 0"):
+        run("generate", "x", "--model", str(folder), "--top-p", "0")
+    with pytest.raises(BadInput, match="shorten it"):
+        run("generate", "word " * 200, "--model", str(folder))
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        run("generate", "x", "--model", str(tmp_path))
+    with pytest.raises(BadInput, match="set keys"):
+        run("serve", "--model", str(folder), "--host", "0.0.0.0")
+
+
+def test_a_conversation(folder):  # noqa: F811
+    typed = "/temp 0\nHello\n/seed x\n/top_p 2\n/unknown\n" + "And again\n" * 4 + "/reset\nHello\n/quit\n"
+    out = run("chat", "--model", str(folder), "-n", "10", typed=typed)
+    assert "temperature 0, top_p 0.95, seed None" in out
+    assert "invalid literal" in out
+    assert "top_p is 2.0; it must be" in out
+    assert "/temp T" in out
+    first, last = (answer for answer in out.split("> ") if answer.startswith("Hello\n"))
+    assert len(first) > len("Hello\n\n")
+    assert first == last, "after /reset it is as at first"

@@ -1,0 +1,124 @@
+"""Opening an export: it computes what the checkpoint does, and what is no decoder's folder is refused by name."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from stages.checkpoint import load_model
+from stages.errors import BadInput
+from stages.export.folder import write_folder
+from stages.exported import CHATML, NoTemplate, open_export
+from tests.stages.exports import SMALL, write_checkpoint, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    data = tmp_path_factory.mktemp("exported") / "data"
+    write_tokenizer(data / "tokenizer/tokenizer.json")
+    write_checkpoint(data, SMALL, 300)
+    (data / "export/hf").mkdir(parents=True)
+    write_folder(data / "export/hf", data / "train/best", SMALL, 300, 64, data / "tokenizer/tokenizer.json")
+    return data
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    shutil.copytree(written / "export/hf", tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def change(folder, name, **values):
+    path = folder / name
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**settings, **values}))
+
+
+def test_it_computes_what_the_checkpoint_computes(written):
+    exported = open_export(written / "export")
+    assert (exported.name, exported.context_length, exported.ends, exported.begin) == (
+        "millrace", 64, frozenset({0}), "<|endoftext|>",
+    )  # fmt: skip
+    ids = torch.tensor([exported.encode("Returns the number of elements")])
+    with torch.no_grad():
+        torch.testing.assert_close(exported.model(ids), load_model(written / "train/best")(ids), atol=1e-5, rtol=1e-5)
+    assert ids[0, 0] == 0, "the token that begins every text in training"
+    assert exported.model.config.fused_qkv, "one product instead of three"
+
+
+def test_transformers_is_not_imported(written):
+    import subprocess
+    import sys
+
+    script = f"import sys; from stages.exported import open_export; open_export({str(written / 'export')!r})"
+    script += "; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_special_tokens_in_a_text_are_text(written):
+    exported = open_export(written / "export")
+    assert exported.encode("a<|endoftext|>b").count(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "BertForMaskedLM is no decoder"),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "T5For.* is no decoder"),
+        ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "model_type is mamba"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"max_position_embeddings": None}, "set the context length"),
+    ],
+)
+def test_other_models_are_refused_by_name(folder, settings, said):
+    change(folder, "config.json", **settings)
+    with pytest.raises(BadInput, match=said):
+        open_export(folder)
+
+
+def test_pickles_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="pickle"):
+        open_export(folder)
+
+
+def test_damage_and_absence_are_named(folder, tmp_path):
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        open_export(tmp_path / "nothing")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-9])
+    with pytest.raises(BadInput, match=r"model\.safetensors"):
+        open_export(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"tokenizer\.json"):
+        open_export(folder)
+
+
+def test_chat_templates(folder):
+    with pytest.raises(NoTemplate, match="no chat template"):
+        open_export(folder).encode_chat([{"role": "user", "content": "x"}])
+    change(
+        folder,
+        "tokenizer_config.json",
+        chat_template="{{ bos_token }}{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}",
+    )
+    exported = open_export(folder)
+    ids = exported.encode_chat([{"role": "user", "content": "a<|endoftext|>"}, {"role": "assistant", "content": "b"}])
+    assert exported.tokenizer.decode(ids, skip_special_tokens=False) == "<|endoftext|>[a<|endoftext|>][b]"
+    assert ids.count(0) == 1, "what people write is no markup"
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(NoTemplate, match="roles must alternate"):
+        open_export(folder).encode_chat([{"role": "user", "content": "x"}])
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(NoTemplate, match="unsafe"):
+        open_export(folder).encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_chatml_where_the_tokenizer_has_its_tokens(folder, tmp_path):
+    write_tokenizer(tmp_path / "chat/tokenizer.json", chat=True)
+    shutil.copy(tmp_path / "chat/tokenizer.json", folder)
+    exported = open_export(folder)
+    assert exported.template == CHATML
+    assert exported.tokenizer.token_to_id("<|im_end|>") in exported.ends

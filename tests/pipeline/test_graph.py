@@ -31,7 +31,7 @@ def test_a_stage_has_its_files_and_params(repository: Path) -> None:
     assert stages["left"] == Stage(
         "left",
         "one branch",
-        "python stage.py left out/code inputs",
+        "exec python stage.py left out/code inputs",
         deps=("out/code", "inputs"),
         outs=("out/left/text", "out/left/metrics.json"),
         metrics=("out/left/metrics.json",),

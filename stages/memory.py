@@ -19,7 +19,7 @@ def use_system_allocator() -> None:
 
 
 def release_freed() -> None:
-    """Takes some milliseconds: for the end of a step or a task, not for a loop."""
+    """Takes some milliseconds: for the end of a step, not for a loop."""
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()

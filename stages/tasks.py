@@ -85,7 +85,6 @@ def _perform(function: Function, store: Path, task: Task) -> str:
                 raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
-        release_freed()  # else the peak of a worker rises slowly, from task to task
     return task.key
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from model.config import ModelConfig
+from stages.code.combinations import exportable
 from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.export.folder import write_tokenizer as write_hf_tokenizer
+from stages.export.params import ExportParams
+from stages.export.variants import TooLossy, Variant, compared, judge
 from stages.first_weights import tokenizer_problem
-from tests.stages.exports import OUTER_SETTINGS, SMALL, TEXTS, copy_inputs, exported, written
+from stages.quantised import open_quantised
+from tests.stages.exports import OUTER_SETTINGS, SMALL, TEXTS, copy_inputs, exported, write_tokenizer, written
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +69,60 @@ def test_the_card_has_the_figures_and_the_baselines_and_no_more(export: Path) ->
     assert "| `hidden_size` | 32 |" in card
     assert "    Returns| the\n    number\n" in card
     assert file_sha256(export / "hf" / "model.safetensors") in card
+
+
+def test_each_format_stands_by_itself_and_says_what_it_is_worth(export: Path) -> None:
+    metrics = json.loads((export / "metrics.json").read_text())
+    assert metrics["onnx_max_diff"] < 1e-4 and metrics["onnx_greedy_tokens"] == metrics["hf_greedy_tokens"]
+    assert 0.9 < metrics["int8_perplexity_ratio"] < 1.005 and 0.9 < metrics["int4_perplexity_ratio"] < 1.03
+    variants = json.loads((export / "manifest.json").read_text())["variants"]
+    for name in ("int8", "int4"):
+        assert variants[name]["low"] <= variants[name]["ratio"] <= variants[name]["high"]
+        assert open_quantised(export / name).vocab_size == 300
+        table = (export / name / "matrices.csv").read_text().splitlines()
+        assert table[0].startswith("matrix,bits,group_size") and table[1].startswith("embedding.weight,8,")
+        assert f"| `{name}` |" in (export / "hf/README.md").read_text()
+    for name in ("onnx", "int8", "int4"):
+        assert (export / name / "tokenizer.json").read_bytes() == (export / "hf/tokenizer.json").read_bytes()
+    assert set(json.loads((export / "timing.json").read_text())) == {f"{n}_tokens_per_s" for n in ("fp32", *variants)}
+
+
+def test_a_variant_that_loses_too_much_fails_by_its_name() -> None:
+    variant = Variant("int4", 1000, 0.28, perplexity=54.0, ratio=1.04, low=1.03, high=1.05)
+    judge(variant, 1.04)
+    with pytest.raises(TooLossy, match=r"data/export/int4: .* 1\.0400 of fp32's, over export\.max_int4_perplexity_rat"):
+        judge(variant, 1.03)
+    with pytest.raises(TooLossy):
+        judge(dataclasses.replace(variant, ratio=float("nan")), 1.03)
+
+
+def test_a_ratio_is_that_of_all_tokens_and_its_interval_is_paired() -> None:
+    before, labels = np.array([10.0, 400.0, 3.0]), np.array([10, 100, 1])
+    perplexity, ratio, low, high = compared(before, before + 0.01 * labels, labels)
+    assert ratio == low == high == pytest.approx(math.exp(0.01), abs=1e-6)
+    assert perplexity == pytest.approx(math.exp(413 / 111 + 0.01), abs=1e-5)
+
+
+def test_onnx_and_a_class_of_ones_own_are_refused_together() -> None:
+    own = ModelConfig(n_layers=2, layer_pattern="model.shift.TokenShift,full")
+    [(keys, told)] = exportable({"model": own, "export": ExportParams()})
+    assert keys == ["export", "formats"]
+    assert told == "onnx has no nodes for model.shift.TokenShift, a class of yours; leave onnx out of the list"
+    assert not list(exportable({"model": own, "export": ExportParams(formats=["hf", "int8"])}))
+    assert not list(exportable({"model": ModelConfig(), "export": ExportParams()}))
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [((), False), (("<|im_start|>", "<|im_end|>"), True)])
+def test_a_chat_template_where_the_tokenizer_has_turns(tmp_path: Path, tokens: tuple[str, ...], wanted: bool) -> None:
+    from tokenizers import Tokenizer
+
+    write_tokenizer(tmp_path / "data" / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "data/tokenizer.json"))
+    tokenizer.add_special_tokens(list(tokens))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "hf").mkdir()
+    write_hf_tokenizer(tmp_path / "hf", tmp_path / "tokenizer.json", 32)
+    assert (tmp_path / "hf/chat_template.jinja").is_file() == wanted
 
 
 def test_equal_inputs_give_equal_bytes(workspace: Path, tmp_path: Path) -> None:

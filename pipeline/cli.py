@@ -25,6 +25,7 @@ from pipeline.data import data
 from pipeline.explain import command as explain
 from pipeline.gc import gc
 from pipeline.generate import generate
+from pipeline.import_ import import_
 from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
@@ -184,6 +185,7 @@ cli.add_command(gc)
 cli.add_command(generate)
 cli.add_command(chat)
 cli.add_command(serve)
+cli.add_command(import_)
 
 
 @cli.group()

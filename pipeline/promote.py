@@ -153,7 +153,7 @@ def check_files(folder: Path) -> None:
 
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     listed = {one["file"]: one["sha256"] for one in manifest["files"]}
-    there = {path.relative_to(folder).as_posix() for path in (folder / "hf").rglob("*") if path.is_file()}
+    there = {path.relative_to(folder).as_posix() for path in folder.glob("*/**/*") if path.is_file()}
     for name in sorted(listed.keys() | there):
         if name in listed and name in there and file_sha256(folder / name) == listed[name]:
             continue

@@ -179,7 +179,8 @@ def our_tensors(settings: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[
             described = Decoder(architecture_in(settings), *sizes).state_dict()
     except ValueError as error:  # of a class of the user's
         raise BadInput(f"config.json: model.{error}") from error
-    wanted = {f"{OWN_PREFIX}{name}": list(tensor.shape) for name, tensor in described.items()}
+    prefix = OWN_PREFIX if any(name.startswith(OWN_PREFIX) for name in theirs) else ""  # none in a checkpoint
+    wanted = {f"{prefix}{name}": list(tensor.shape) for name, tensor in described.items()}
     if wrong := sorted(wanted.keys() ^ theirs.keys()):
         raise BadInput(f"{WEIGHTS}: {wrong[0]} is missing or has no place in this architecture; {AGAIN}")
     for name, size in wanted.items():

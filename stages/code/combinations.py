@@ -105,9 +105,17 @@ def feasible_training(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield found.keys, found.problem
 
 
+def exportable(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """ONNX is written from what is built in (stages/export/onnx_blocks.py)."""
+    own = sections["model"].own_parts
+    if own and "onnx" in sections["export"].formats:
+        yield ["export", "formats"], f"onnx has no nodes for {own[0]}, a class of yours; leave onnx out of the list"
+
+
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
     whole_rows,
     built_in_parts,
     resumed_checkpoint,
     feasible_training,
+    exportable,
 )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
 from stages.export.own_code import CLASS_NAME
+
+if TYPE_CHECKING:
+    from stages.export.variants import Variant
 
 BASELINES = {
     "baseline_token_trigram": "Kneser-Ney trigram over the same tokens",
@@ -44,14 +47,15 @@ class Facts:
     model_sha256: str
 
 
-def model_card(name: str, facts: Facts) -> str:
+def model_card(name: str, facts: Facts, variants: Sequence[Variant]) -> str:
     """README.md, with the header that the Hugging Face hub reads."""
     parts = [
         HEADER.format(
             name=name, class_name=facts.class_name, origin=origin_of(facts), trust=trust_of(facts), **facts.train
         )
     ]
-    parts += [figures(facts), architecture(facts), training(facts), samples(facts), provenance(facts)]
+    parts += [figures(facts), *([quantised(variants)] if variants else []), architecture(facts), training(facts)]
+    parts += [samples(facts), provenance(facts)]
     parts.append(LIMITS.format(context_length=facts.config["context_length"]))
     return "\n".join(parts)
 
@@ -102,6 +106,23 @@ def figures(facts: Facts) -> str:
         f"{table(('', 'bits per byte', '95% interval'), rows)}\n"
         f"Perplexity {measured['perplexity']:.2f} per token. The test text is `eval_sha256` "
         f"`{measured['eval_sha256']}`.\n"
+    )
+
+
+def quantised(variants: Sequence[Variant]) -> str:
+    """What the variants in the folders beside this one lose, and what they save."""
+    rows = [
+        (
+            f"`{one.name}`", f"{one.n_bytes / 1e6:.1f} MB", f"{one.linear_ratio:.3f}", f"{one.perplexity:.2f}",
+            f"{one.ratio:.4f} ({one.low:.4f} to {one.high:.4f})",
+        )
+        for one in variants
+    ]  # fmt: skip
+    header = ("folder", "weights", "linear layers, of bf16's bytes", "perplexity", "of that in fp32, 95% interval")
+    return (
+        "## Quantised variants\n\n"
+        "Weights alone, rounded to nearest, measured on rows of the same test text. `matrices.csv` in each folder\n"
+        f"says how far every matrix moved.\n\n{table(header, rows)}"
     )
 
 

@@ -5,8 +5,10 @@ sees is the folder and nothing that Millrace has in memory. On real test documen
 
     weights     every tensor of the architecture is in the file, and none besides
     tokenizer   a text gives the ids that our tokenizer gives, behind <|endoftext|>, and comes back
-    logits      the largest difference at any position and token
-    greedy      `generate` with a padded batch of beginnings; each token must be our most probable one
+    logits      the largest difference at any position and token, of transformers and of onnxruntime
+    perplexity  that transformers computes by itself from `labels`
+    greedy      `generate` with a padded batch of beginnings; each token must be our most probable one. The same by
+                onnxruntime, token by token through its caches (check_onnx.py)
 
 The last is one forward pass of ours over what transformers wrote: if token 1 is our choice, and token
 2 is our choice after it, and so on, then our own greedy text is the same. Two tokens of ours that lie
@@ -20,6 +22,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -39,12 +42,14 @@ class Request:
     """What to compare; paths as text, since it travels as JSON.
 
     Attributes:
-        folder: the export. checkpoint, tokenizer, rows: our own side, and the test split.
+        folder: of transformers. onnx: the ONNX file, or empty.
+        checkpoint, tokenizer, rows: our own side, and the test split.
         documents: how many test documents. new_tokens: how many tokens to generate from each.
         max_difference: of logits. threads: of torch; 0 = its default.
     """
 
     folder: str
+    onnx: str
     checkpoint: str
     tokenizer: str
     rows: str
@@ -55,7 +60,8 @@ class Request:
 
 
 def check(request: Request) -> dict[str, Any]:
-    """{difference, documents, tokens, greedy_tokens, problems}: `problems` is empty if all is equal."""
+    """{documents, tokens, greedy_tokens, difference, perplexity, problems} and with ONNX {onnx_difference,
+    onnx_greedy_tokens}: `problems` is empty if all is equal."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -75,20 +81,64 @@ def check(request: Request) -> dict[str, Any]:
     rows = TokenRows(Path(request.rows))
     documents = [document.tolist() for document in itertools.islice(rows.documents(), request.documents)]
     inputs = [[tokenizer.bos_token_id, *document][: rows.context_length] for document in documents]
-    problems = [f"{kind}: {', '.join(map(str, names))}" for kind, names in loading.items() if names]
+    problems = [f"hf: {kind}: {', '.join(map(str, names))}" for kind, names in loading.items() if names]
     problems += compare_tokenizers(tokenizer, request.tokenizer, documents)
     with torch.no_grad():
-        difference, place = compare_logits(ours, theirs, inputs)
-        if not difference <= request.max_difference:
-            problems.append(f"logits differ by {difference:.2g}, over {request.max_difference:.2g}, in {place}")
-        greedy_tokens, wrong = compare_greedy(ours, theirs, tokenizer, inputs, rows.context_length, request)
-    return {
-        "difference": difference,
-        "documents": len(inputs),
-        "tokens": sum(map(len, inputs)),
-        "greedy_tokens": greedy_tokens,
-        "problems": problems + wrong,
-    }
+        wanted = [ours(torch.tensor([ids]))[0] for ids in inputs]
+        figures, wrong = compare_transformers(ours, theirs, tokenizer, inputs, wanted, rows.context_length, request)
+        problems += wrong
+        if request.onnx:
+            found, wrong = compare_onnx(ours, tokenizer, inputs, wanted, rows.context_length, request)
+            figures |= found
+            problems += wrong
+    counts = {"documents": len(inputs), "tokens": sum(map(len, inputs))}
+    return {**counts, **figures, "problems": problems}
+
+
+def compare_transformers(
+    ours: torch.nn.Module, theirs: Any, tokenizer: Any, inputs: list[list[int]], wanted: list[torch.Tensor],
+    context_length: int, request: Request,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Figures and problems of the folder `hf`."""
+    import torch
+
+    found = [theirs(torch.tensor([ids])).logits[0] for ids in inputs]
+    difference, problems = compare_logits("hf", wanted, found, request.max_difference)
+    perplexity, wrong = compare_perplexity(theirs, inputs, wanted, request.max_difference)
+    prompts, new_tokens = prompts_of(inputs, context_length, request.new_tokens)
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    written = theirs.generate(**batch, do_sample=False, max_new_tokens=new_tokens)[:, batch["input_ids"].shape[1] :]
+    greedy_tokens, differs = compare_greedy(
+        "hf", ours, prompts, written.tolist(), tokenizer.eos_token_id, request.max_difference
+    )
+    figures = {"difference": difference, "perplexity": perplexity, "greedy_tokens": greedy_tokens}
+    return figures, [*problems, *wrong, *differs]
+
+
+def compare_onnx(
+    ours: torch.nn.Module, tokenizer: Any, inputs: list[list[int]], wanted: list[torch.Tensor], context_length: int,
+    request: Request,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Figures and problems of the folder `onnx`."""
+    import torch
+
+    from stages.export.check_onnx import OnnxDecoder
+
+    theirs = OnnxDecoder(Path(request.onnx), request.threads)
+    found = [torch.from_numpy(theirs.logits([ids])[0]) for ids in inputs]
+    difference, problems = compare_logits("onnx", wanted, found, request.max_difference)
+    prompts, new_tokens = prompts_of(inputs, context_length, request.new_tokens)
+    written = theirs.generate(prompts, new_tokens, tokenizer.eos_token_id)
+    greedy_tokens, differs = compare_greedy(
+        "onnx", ours, prompts, written, tokenizer.eos_token_id, request.max_difference
+    )
+    return {"onnx_difference": difference, "onnx_greedy_tokens": greedy_tokens}, [*problems, *differs]
+
+
+def prompts_of(inputs: list[list[int]], context_length: int, new_tokens: int) -> tuple[list[list[int]], int]:
+    """The beginnings that are continued, and by how many tokens."""
+    prompt_tokens = min(PROMPT_TOKENS, max(1, context_length // 2))
+    return [ids[:prompt_tokens] for ids in inputs], min(new_tokens, context_length - prompt_tokens)
 
 
 def compare_tokenizers(theirs: Any, our_file: str, documents: list[list[int]]) -> list[str]:
@@ -100,47 +150,61 @@ def compare_tokenizers(theirs: Any, our_file: str, documents: list[list[int]]) -
         text = ours.decode(document)
         ids = theirs(text)["input_ids"]
         if ids != [theirs.bos_token_id, *ours.encode(text, add_special_tokens=False).ids]:
-            return [f"the exported tokenizer gives other ids than ours for test document {number}"]
+            return [f"hf: the exported tokenizer gives other ids than ours for test document {number}"]
         if theirs.decode(ids, skip_special_tokens=True) != text:
-            return [f"the exported tokenizer does not give back the text of test document {number}"]
+            return [f"hf: the exported tokenizer does not give back the text of test document {number}"]
     return []
 
 
-def compare_logits(ours: torch.nn.Module, theirs: torch.nn.Module, inputs: list[list[int]]) -> tuple[float, str]:
-    """The largest difference of logits, and where it is."""
-    import torch
-
+def compare_logits(
+    name: str, wanted: list[torch.Tensor], found: list[torch.Tensor], most: float
+) -> tuple[float, list[str]]:
+    """The largest difference of logits, and where it is if it is too large."""
     largest, place = 0.0, ""
-    for number, ids in enumerate(inputs):
-        input_BT = torch.tensor([ids])
-        difference_T = (ours(input_BT) - theirs(input_BT).logits)[0].abs().amax(dim=-1)
+    for number, (ours_TV, theirs_TV) in enumerate(zip(wanted, found, strict=True)):
+        difference_T = (ours_TV - theirs_TV).abs().amax(dim=-1)
         difference = float(difference_T.max())
         if not difference <= largest:  # also where it is not a number
             largest, place = difference, f"test document {number} at token {int(difference_T.argmax())}"
-    return largest, place
+    if largest <= most:
+        return largest, []
+    return largest, [f"{name}: logits differ by {largest:.2g}, over {most:.2g}, in {place}"]
+
+
+def compare_perplexity(
+    theirs: Any, inputs: list[list[int]], wanted: list[torch.Tensor], most: float
+) -> tuple[float, list[str]]:
+    """The perplexity that transformers says, over all documents, and the problem if ours is another one."""
+    import torch
+
+    batches = [torch.tensor([ids]) for ids in inputs if len(ids) > 1]
+    logits = [logits_TV for ids, logits_TV in zip(inputs, wanted, strict=True) if len(ids) > 1]
+    n_labels = sum(batch.shape[1] - 1 for batch in batches)
+    said = sum(float(theirs(batch, labels=batch).loss) * (batch.shape[1] - 1) for batch in batches) / n_labels
+    ours = sum(
+        float(torch.nn.functional.cross_entropy(logits_TV[:-1], batch[0, 1:], reduction="sum"))
+        for logits_TV, batch in zip(logits, batches, strict=True)
+    )
+    perplexity, expected = math.exp(said), math.exp(ours / n_labels)
+    wrong = f"hf: perplexity is {perplexity:.6g}, ours {expected:.6g}, on {len(inputs)} test documents"
+    return perplexity, [] if abs(said - ours / n_labels) <= 2 * most else [wrong]  # a logit and the sum of all move
 
 
 def compare_greedy(
-    ours: torch.nn.Module, theirs: Any, tokenizer: Any, inputs: list[list[int]], context_length: int, request: Request
+    name: str, ours: torch.nn.Module, prompts: list[list[int]], written: list[list[int]], end_of_text: int, most: float
 ) -> tuple[int, list[str]]:
-    """The number of tokens that transformers generated, and the problem with them, if any."""
+    """The number of tokens that were written as ours would be, and the problem with them, if any."""
     import torch
 
-    prompt_tokens = min(PROMPT_TOKENS, max(1, context_length // 2))
-    new_tokens = min(request.new_tokens, context_length - prompt_tokens)
-    prompts = [ids[:prompt_tokens] for ids in inputs]
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    written = theirs.generate(**batch, do_sample=False, max_new_tokens=new_tokens)
     compared = 0
-    for number, (prompt, row) in enumerate(
-        zip(prompts, written[:, batch["input_ids"].shape[1] :].tolist(), strict=True)
-    ):
-        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+    for number, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
+        end = row.index(end_of_text) + 1 if end_of_text in row else len(row)
         logits_NV = ours(torch.tensor([[*prompt, *row[:end]]]))[0, len(prompt) - 1 : -1]
         chosen_N = logits_NV.gather(1, torch.tensor(row[:end])[:, None])[:, 0]
-        wrong_N = chosen_N < logits_NV.amax(dim=-1) - request.max_difference
+        wrong_N = chosen_N < logits_NV.amax(dim=-1) - most
         if wrong_N.any():
-            return compared, [f"greedy text of test document {number} differs at token {int(wrong_N.int().argmax())}"]
+            place = f"test document {number} differs at token {int(wrong_N.int().argmax())}"
+            return compared, [f"{name}: greedy text of {place}"]
         compared += end
     return compared, []
 

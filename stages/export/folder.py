@@ -5,6 +5,7 @@
     generation_config.json  where a text begins and ends
     tokenizer.json          ours, and it puts <|endoftext|> before every text
     tokenizer_config.json   makes it a PreTrainedTokenizerFast
+    chat_template.jinja     ChatML, where the tokenizer has its tokens <|im_start|> and <|im_end|>
     modeling_millrace.py .. our own code, if transformers has no such architecture (own_code.py)
 
 In training every document stands behind <|endoftext|>, so a prompt without it is something that the
@@ -15,6 +16,7 @@ Equal checkpoints give equal bytes: no file holds a time, a path or a library's 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,23 @@ from stages.huggingface import to_huggingface
 from stages.huggingface_twins import twin_of
 from stages.vocabulary import roles_of
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TURN = ("<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{{- bos_token }}\n"
+    "{%- for message in messages %}\n"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n"
+    "{{- '<|im_start|>assistant\\n' }}\n"
+    "{%- endif %}\n"
+)
+
 
 def write_folder(
     folder: Path, checkpoint: Path, config: ModelConfig, vocab_size: int, context_length: int, tokenizer: Path
-) -> None:
-    """Writes everything but the model card.
+) -> dict[str, int]:
+    """Writes everything but the model card. Returns bos_token_id, eos_token_id and pad_token_id.
 
     Args:
         checkpoint: a folder with model.safetensors; `config` and `vocab_size` are those of its config.json.
@@ -53,6 +67,7 @@ def write_folder(
         save_file(theirs, path, metadata={"format": "pt"})
     write_json(folder / "config.json", settings)
     write_json(folder / "generation_config.json", token_ids)
+    return token_ids
 
 
 def write_tokenizer(folder: Path, tokenizer: Path, context_length: int) -> dict[str, int]:
@@ -80,4 +95,13 @@ def write_tokenizer(folder: Path, tokenizer: Path, context_length: int) -> dict[
         "clean_up_tokenization_spaces": False,
     }
     write_json(folder / "tokenizer_config.json", settings)
+    if all(ours.token_to_id(token) is not None for token in TURN):
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return {"bos_token_id": ids[end_of_text], "eos_token_id": ids[end_of_text], "pad_token_id": ids[padding]}
+
+
+def copy_tokenizer(hf: Path, folder: Path) -> None:
+    """The tokenizer of `hf`, so that another folder stands by itself."""
+    for name in TOKENIZER_FILES:
+        if (hf / name).is_file():
+            shutil.copyfile(hf / name, folder / name)

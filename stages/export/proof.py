@@ -1,14 +1,17 @@
 """Runs check.py in a process of its own, which opens the export as a user would.
 
     with Proof() as proof:              # starts importing torch and transformers
-        ...                             # the folder is written in the meantime
-        figures = proof.compare(request)
+        ...                             # the folders are written in the meantime
+        proof.begin(request)
+        ...                             # other work, beside it
+        figures = proof.figures()
 
 The process has no network, and it is gone when the block ends, whatever happened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,16 +56,24 @@ class Proof:
             self._process.kill()
         self._process.communicate()
 
-    def compare(self, request: Request) -> dict[str, Any]:
-        """The figures of `check.check`.
+    def begin(self, request: Request) -> None:
+        """Sends the request; the process begins to compare."""
+        assert self._process.stdin is not None
+        self._folder = request.folder
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `figures` says so
+            self._process.stdin.write(json.dumps(dataclasses.asdict(request)) + "\n")
+            self._process.stdin.flush()
+
+    def figures(self) -> dict[str, Any]:
+        """Waits for those of `check.check`.
 
         Raises:
             Mismatch: what differs, by name.
         """
-        answer, _ = self._process.communicate(json.dumps(dataclasses.asdict(request)) + "\n")
+        answer, _ = self._process.communicate()
         if self._process.returncode:
-            raise Mismatch(f"transformers could not open {request.folder}; its error stands above")
+            raise Mismatch(f"transformers could not open {self._folder}; its error stands above")
         compared: dict[str, Any] = json.loads(answer.splitlines()[-1])  # code that travels with a model may print
         if compared["problems"]:
-            raise Mismatch(f"data/export/hf: {'; '.join(compared['problems'])}; nothing was published")
+            raise Mismatch(f"data/export: {'; '.join(compared['problems'])}; nothing was published")
         return compared

@@ -5,7 +5,7 @@ is the newest version that may compete, `champion` the best one on one test text
 moves within a DVC experiment; `millrace promote VERSION` lets an experiment's model compete. The tag `promotion`
 says why a version became champion or did not. Who moves an alias holds a lock in the main repository.
 
-A version holds the folder `hf`, three small files that make it a pyfunc model (MLmodel, the requirements, and
+A version holds the folders of all formats, three small files that make it a pyfunc model (MLmodel, requirements,
 pyfunc.py), and in `provenance` what leads back to its workspace (snapshot.py) and its losses on each test document.
 They are written here because `mlflow.pyfunc.log_model` imports the model to guess what we know, and takes a
 server's clock into the files.
@@ -147,15 +147,16 @@ def create_version(client: MlflowClient, run_id: str, candidate: Candidate) -> M
     from mlflow.exceptions import MlflowException
 
     place = f"model-{candidate.tags['manifest_sha256'][:16]}"
-    client.log_artifacts(run_id, str(candidate.folder / "hf"), f"{place}/hf")
-    with tempfile.TemporaryDirectory() as folder:
+    for folder in sorted(path for path in candidate.folder.iterdir() if path.is_dir() and any(path.iterdir())):
+        client.log_artifacts(run_id, str(folder), f"{place}/{folder.name}")
+    with tempfile.TemporaryDirectory() as beside:
         files = {name: text.encode() for name, text in pyfunc_files().items()}
         files |= {f"provenance/{name}": content for name, content in candidate.provenance.items()}
         for name, content in files.items():
-            path = Path(folder) / name
+            path = Path(beside) / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
-        client.log_artifacts(run_id, folder, place)
+        client.log_artifacts(run_id, beside, place)
     try:
         client.create_registered_model(candidate.name)
     except MlflowException as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stages.export import check
+from stages.export.card import model_card
 from stages.export.proof import Mismatch
 from tests.stages.exports import OUTER_SETTINGS, SMALL, copy_inputs, exported, written
 
@@ -24,7 +25,7 @@ def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def proof(root: Path, folder: Path) -> dict:
     data = root / "data"
-    sides = [folder, data / "train/best", data / "tokenizer/tokenizer.json", data / "pack/test"]
+    sides = [folder, "", data / "train/best", data / "tokenizer/tokenizer.json", data / "pack/test"]
     return check.check(check.Request(*map(str, sides), documents=3, new_tokens=8, max_difference=1e-4, threads=0))
 
 
@@ -51,7 +52,7 @@ def test_what_transformers_does_not_have_goes_with_its_own_code(workspace: Path,
     job, facts = written(tmp_path, dataclasses.replace(SMALL, **OWN[kind]))
     assert facts.class_name == "MillraceForCausalLM"
     sentence = "`MillraceForCausalLM`, because of the lack of an architecture of transformers that computes the same."
-    assert sentence in (job.staging / "hf/README.md").read_text()
+    assert sentence in model_card("millrace", facts, [])
     compared = proof(tmp_path, job.staging / "hf")
     assert compared["problems"] == [] and compared["difference"] < 1e-5
     program = (
@@ -75,8 +76,9 @@ def test_the_proof_sees_other_weights(workspace: Path, tmp_path: Path) -> None:
     folder = job.staging.rename(tmp_path / "kept") / "hf"
     written(tmp_path, SMALL, seed=1)
     problems = proof(tmp_path, folder)["problems"]
-    assert problems[0].startswith("logits differ by") and "test document" in problems[0]
-    assert problems[1].startswith("greedy text of test document 0 differs at token")
+    assert problems[0].startswith("hf: logits differ by") and "test document" in problems[0]
+    assert problems[1].startswith("hf: perplexity is")
+    assert problems[2].startswith("hf: greedy text of test document 0 differs at token")
 
 
 def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, tmp_path: Path) -> None:
@@ -91,9 +93,9 @@ def test_the_proof_sees_a_missing_tensor_and_another_tokenizer(workspace: Path, 
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:3]
     (job.staging / "hf/tokenizer.json").write_text(json.dumps(tokenizer))
     problems = proof(tmp_path, job.staging / "hf")["problems"]
-    assert "missing_keys: model.layers.1.mlp.up_proj.weight" in problems
-    assert "unexpected_keys: model.layers.0.extra.weight" in problems
-    assert "the exported tokenizer gives other ids than ours for test document 0" in problems
+    assert "hf: missing_keys: model.layers.1.mlp.up_proj.weight" in problems
+    assert "hf: unexpected_keys: model.layers.0.extra.weight" in problems
+    assert "hf: the exported tokenizer gives other ids than ours for test document 0" in problems
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def run(exported: Exported, n_requests: int, connections: int, n_tokens: int, ro
     worker = Worker(Engine(Reader(exported.model, rows, exported.context_length), exported.tokenizer), 64)
     listening = listen("127.0.0.1", 0)
     app = make_app(exported, worker, (), Limits(body_bytes=BODY_BYTES))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_keep_alive=600))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

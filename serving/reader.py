@@ -43,10 +43,9 @@ class Reader:
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
         self.graphs: dict[tuple[int, int], Graph] = {}
-        # experts on a GPU in another type than bf16 ask how many tokens each has, which no graph can
-        self.use_graphs = self.device.type == "cuda" and (
-            not model.config.n_experts or model.embedding.weight.dtype == torch.bfloat16
-        )
+        # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
+        asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
+        self.use_graphs = self.device.type == "cuda" and not asks
 
     @property
     def n_bytes(self) -> int:

@@ -122,3 +122,17 @@ def test_chatml_where_the_tokenizer_has_its_tokens(folder, tmp_path):
     exported = open_export(folder)
     assert exported.template == CHATML
     assert exported.tokenizer.token_to_id("<|im_end|>") in exported.ends
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_quantised_folders_are_opened(written, tmp_path, method):
+    from stages.export.variants import write_variant
+
+    checkpoint = load_model(written / "train/best")
+    (tmp_path / method).mkdir()
+    write_variant(tmp_path / method, written / "export/hf", method, checkpoint, written / "train/best", 32)
+    exported = open_export(tmp_path / method)
+    assert exported.ends == frozenset({0})
+    ids = torch.tensor([exported.encode("Returns the number of elements")])
+    with torch.no_grad():
+        torch.testing.assert_close(exported.model(ids), checkpoint(ids), atol=0.3, rtol=0.3)

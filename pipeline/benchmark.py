@@ -136,7 +136,8 @@ def load(folder: Path, device: str, trust_code: bool) -> tuple[PreTrainedModel, 
     except (OSError, ValueError) as error:
         hint = "; --trust-code runs the folder's own code" if "trust_remote_code" in str(error) else ""
         raise BadInput(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}{hint}") from None
-    return model.to(chosen).eval(), tokenizer
+    model = model.to(torch.device(chosen))  # type: ignore[arg-type]  # transformers' wrapper of it hides `self`
+    return model.eval(), tokenizer
 
 
 def score(

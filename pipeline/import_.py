@@ -12,7 +12,7 @@ from stages.errors import BadInput
 
 @click.command(name="import")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write; by default inputs/NAME of the folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write. [default: imported/NAME]")
 def import_(folder: Path, out: Path | None) -> None:
     """Turns a folder of transformers into a checkpoint to continue from.
 
@@ -21,13 +21,14 @@ def import_(folder: Path, out: Path | None) -> None:
     Not carried: optimizer states, the step, generation settings, the chat template.
 
     \b
-      millrace import ~/models/SmolLM2-135M --out inputs/smollm2
+      millrace import ~/models/SmolLM2-135M --out imported/smollm2
     """
     from stages.imported import import_folder
 
-    target = out or Path("inputs") / folder.resolve().name
-    if target.resolve().is_relative_to(Path("data").resolve()):
-        raise BadInput(f"{target} lies in data/, which the stages write anew; name another folder with --out")
+    target = out or Path("imported") / folder.resolve().name
+    for place, why in (("data", "which the stages write anew"), ("inputs", "where download looks for documents")):
+        if target.resolve().is_relative_to(Path(place).resolve()):
+            raise BadInput(f"{target} lies in {place}/, {why}; name another folder with --out")
     made = import_folder(folder, target)
     click.echo(
         f"{target}: {made.n_parameters:,} parameters, vocabulary {made.vocab_size:,}, reads up to "

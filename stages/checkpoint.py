@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import ModelConfig
 from stages.entry import file_sha256, sync, write_json
 from stages.errors import BadInput
+from stages.weights_file import readable
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ def save_checkpoint(
         path = beside / f"{name}.safetensors"
         with refused_by_system(path):
             save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
+            readable(path)
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
     write_json(beside / "run.json", origin or {})

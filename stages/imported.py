@@ -106,4 +106,7 @@ def length_in(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     """The longest input that the folder says it can read."""
     if (table := tensors.get("position_embedding.weight")) is not None:
         return len(table)
-    return next((settings[key] for key in LENGTHS if isinstance(settings.get(key), int) and settings[key] > 0), 1)
+    for key in LENGTHS:
+        if isinstance(settings.get(key), int) and settings[key] > 0:
+            return settings[key]
+    raise BadInput(f"config.json says no length that the model can read; add {LENGTHS[0]}")

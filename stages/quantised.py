@@ -23,6 +23,7 @@ from stages.checkpoint import refused_by_system
 from stages.entry import write_json
 from stages.errors import BadInput
 from stages.first_weights import architecture_in, own_size, read_object
+from stages.weights_file import readable
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def write_quantised(
     path = folder / WEIGHTS
     with refused_by_system(path):
         save_file({name: tensor.contiguous() for name, tensor in {**plain, **tensors}.items()}, path)
+        readable(path)
     groups = {name: part.codes.shape[-1] * 2 // part.scale.shape[-1] for name, part in packed.items() if part.bits == 4}
     described = {
         name: {"bits": part.bits, **({"group_size": groups[name]} if name in groups else {})}

@@ -103,7 +103,10 @@ class TokenRows:
         nulls = any(column.null_count for batch in batches for column in batch.columns)
         if not same_kind or nulls or sum(batch.num_rows for batch in batches) != shard["rows"]:
             raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
-        return [_Part(batch, self.context_length) for batch in batches]
+        parts = [_Part(batch, self.context_length) for batch in batches]
+        if not all(part.fits() for part in parts):
+            raise BadInput(f"{path}: its segments do not fill rows of {self.context_length}; {mend}")
+        return parts
 
     def batch(
         self, row_ids: np.ndarray, dtype: type[np.signedinteger] = np.int64, empty: Callable[..., np.ndarray] = np.empty
@@ -202,7 +205,14 @@ class _Part:
         self.documents, self.offsets = flat("documents"), flat("offsets")
         self.boundaries = batch.column("lengths").offsets.to_numpy()
 
-    def filled(self) -> np.ndarray:
-        """The slots of each row that are not padding, int32."""
+    def fits(self) -> bool:
+        """Whether the segments lie within their rows: the kernel that writes them does not look (row_kernel.py)."""
+        counts, n = np.diff(self.boundaries), len(self.lengths)
+        if len(self.next_ids) != n or self.boundaries[0] != 0 or self.boundaries[-1] != n or (counts < 0).any():
+            return False
+        return n == 0 or (self.lengths.min() > 0 and self.filled(np.int64).max() <= self.input_ids.shape[1])
+
+    def filled(self, dtype: type[np.signedinteger] = np.int32) -> np.ndarray:
+        """The slots of each row that are not padding."""
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        return (ends[self.boundaries[1:]] - ends[self.boundaries[:-1]]).astype(np.int32)
+        return (ends[self.boundaries[1:]] - ends[self.boundaries[:-1]]).astype(dtype)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,15 @@ LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 # The bytes of a floating value, and the bits of its exponent.
 EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0xFF << 23), "F16": (2, 0x1F << 10), "BF16": (2, 0xFF << 7)}
 CHUNK = 1 << 20  # bytes that stay in the cache of a processor
+
+
+UMASK = os.umask(0o022)  # to ask for it is to set it, and this is done before there are threads
+os.umask(UMASK)
+
+
+def readable(path: Path) -> None:
+    """Gives a file the mode of any new file: safetensors writes it for its owner alone."""
+    path.chmod(0o666 & ~UMASK)
 
 
 class Entry(NamedTuple):

@@ -28,7 +28,8 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
         BadInput: the first impossible combination, with its line and the mend.
     """
     by_section = (check(sections) for check in CHECKS)
-    for keys, problem in itertools.chain(*by_section, initial_weights(sections, params.path.parent)):
+    root = params.path.parent
+    for keys, problem in itertools.chain(*by_section, initial_weights(sections, root), further_texts(sections, root)):
         raise params.fail(keys, problem)
 
 
@@ -103,6 +104,13 @@ def feasible_training(sections: Mapping[str, Any]) -> Iterator[Problem]:
     train, rows = sections["train"], sections["train"].batch_tokens // sections["pack"].context_length
     for found in infeasible(sections["model"], train, sections["execution"], rows):
         yield found.keys, found.problem
+
+
+def further_texts(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """Files of `evaluate.texts` are looked at before the training and not after it."""
+    for name, text in sections["evaluate"].texts.items():
+        if problem := text.problem(root):
+            yield ["evaluate", "texts", name], problem
 
 
 def exportable(sections: Mapping[str, Any]) -> Iterator[Problem]:

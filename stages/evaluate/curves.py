@@ -9,13 +9,14 @@ mean in nats a token, `n` the number of test labels in it.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.losses import LabelLosses, bits_per_byte
+from stages.evaluate.losses import LabelLosses
 
 HEADERS = {
     "loss_by_position": ("position", "loss", "n"),
@@ -71,14 +72,14 @@ def by_source(
     losses: LabelLosses, n_bytes: NDArray[np.int64], sources: Sequence[str]
 ) -> list[tuple[str, int, int, float]]:
     """(source, documents, bytes, bits per byte), by name; `sources` has that of every document."""
-    nll = losses.by_document()
-    found = []
-    for source in sorted(set(sources)):
-        which = np.array([other == source for other in sources])
-        if n_bytes[which].sum():
-            bits = round(bits_per_byte(nll[which], n_bytes[which]), 6)
-            found.append((source, int(which.sum()), int(n_bytes[which].sum()), bits))
-    return found
+    names, which = np.unique(np.array(sources, dtype=object).astype(str), return_inverse=True)
+    documents, total = np.bincount(which), np.bincount(which, n_bytes).astype(np.int64)
+    nll = np.bincount(which, losses.by_document())
+    return [
+        (str(name), int(documents[k]), int(total[k]), round(float(nll[k] / math.log(2) / total[k]), 6))
+        for k, name in enumerate(names)
+        if total[k]
+    ]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

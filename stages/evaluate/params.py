@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from stages.entry import file_sha256
 from stages.params import Section
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -18,6 +20,16 @@ class TextFile(Section):
     path: str
     sha256: str = ""
     column: str = "text"
+
+    def problem(self, root: Path) -> str:
+        """What is wrong with the file below `root`, the folder of params.yaml, or nothing."""
+        path = root / self.path
+        if not path.is_file():
+            return f"{self.path}: not there; name a file, from the folder of params.yaml on"
+        found = file_sha256(path)
+        if found == self.sha256:
+            return ""
+        return f"{self.path}: its sha256 is {found}, not {self.sha256 or 'given'}; paste it if the file is right"
 
 
 class EvaluateParams(Section):

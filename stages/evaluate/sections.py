@@ -60,7 +60,8 @@ def results(findings: Findings) -> str:
     )
     rows = [[known.get(name, name.replace("_", " ")), number(findings.metrics[name])] for name in (*known, *further)]
     return (
-        "<p>Each baseline is charged for the same bytes, after reading the same training tokens.</p>"
+        "<p>Fewer bits are better. Each baseline is charged for the same bytes, after reading the same training "
+        "tokens; zstd learns from the test text as well while it goes, and may copy whole paragraphs.</p>"
         f"{table(findings.comparison)}{chart('re-bits')}<h2>All figures</h2>{table([['', ''], *rows])}"
         f'<h2>Where the loss is</h2><div class="charts">{chart("re-position")}{chart("re-frequency")}'
         f"{chart('re-documents')}</div><h2>By source</h2>"
@@ -83,10 +84,11 @@ def training(metrics: dict[str, Any]) -> str:
 
 def data(funnel: Funnel, pack: dict[str, Any]) -> str:
     """Documents and bytes behind every stage, and what each removed."""
-    header = ["", "documents", "bytes", "tokens"]
-    steps, splits = (
-        table([header, *([step.name, *map(number, step[1:])] for step in some)])
-        for some in (funnel.steps, funnel.splits)
+    steps = table(
+        [["", "documents", "bytes", "tokens"], *([step.name, *map(number, step[1:])] for step in funnel.steps)]
+    )
+    splits = table(
+        [["", "documents", "tokens"], *([s.name, number(s.documents), number(s.tokens)] for s in funnel.splits)]
     )
     removed = table([["why documents went", "documents"], *([name, number(n)] for name, n in funnel.removed)])
     facts = [[name.replace("_", " "), number(value)] for name, value in pack.items() if name != "eval_sha256"]
@@ -179,7 +181,8 @@ def provenance(read: Any, metrics: dict[str, Any]) -> str:
         ["context length", f"{config['context_length']:,}"],
         ["vocabulary", f"{config['vocab_size']:,}"],
     ]
-    model = [[name, str(value)] for name, value in sorted(config["model"].items())]
+    # 0 and nothing: sizes that follow from others, and parts that are not there
+    model = [[name, str(value)] for name, value in sorted(config["model"].items()) if value not in (0, "", None)]
     return f"{table([['', ''], *rows], text=True)}<h2>Architecture</h2>{table([['', ''], *model], text=True)}"
 
 

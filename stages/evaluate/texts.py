@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.evaluate.params import TextFile
 from stages.evaluate.token_bytes import TokenBytes
@@ -28,15 +27,12 @@ def read_documents(root: Path, name: str, text: TextFile, table: TokenBytes) -> 
     Raises:
         BadInput: the file is not there, is not the one that its sha256 names, cannot be read, or has no text.
     """
-    path, place = root / text.path, f"params.yaml: evaluate.texts.{name}: {text.path}"
-    if not path.is_file():
-        raise BadInput(f"{place}: not there; name a file, from the folder of params.yaml on")
-    source = SourceFile(path, path.name)
+    place = f"params.yaml: evaluate.texts.{name}"
+    if problem := text.problem(root):
+        raise BadInput(f"{place}: {problem}")
+    source = SourceFile(root / text.path, Path(text.path).name)
     if source.kind is None:
-        raise BadInput(f"{place}: of no kind that can be read; there are {', '.join(KINDS)}")
-    found = file_sha256(path)
-    if found != text.sha256:
-        raise BadInput(f"{place}: its sha256 is {found}, not {text.sha256 or 'given'}; paste it if the file is right")
+        raise BadInput(f"{place}: {text.path}: of no kind that can be read; there are {', '.join(KINDS)}")
     encode = table.tokenizer.encode
     documents = [
         np.array([*encode(document.text, add_special_tokens=False).ids, table.end_of_text], np.int64)
@@ -44,5 +40,5 @@ def read_documents(root: Path, name: str, text: TextFile, table: TokenBytes) -> 
         if document.text
     ]
     if not documents:
-        raise BadInput(f"{place}: has no text")
+        raise BadInput(f"{place}: {text.path}: has no text")
     return documents

@@ -136,9 +136,10 @@ def compare_onnx(
 
 
 def prompts_of(inputs: list[list[int]], context_length: int, new_tokens: int) -> tuple[list[list[int]], int]:
-    """The beginnings that are continued, and by how many tokens."""
+    """The beginnings that are continued, of several lengths so that a batch is padded, and by how many tokens."""
     prompt_tokens = min(PROMPT_TOKENS, max(1, context_length // 2))
-    return [ids[:prompt_tokens] for ids in inputs], min(new_tokens, context_length - prompt_tokens)
+    prompts = [ids[: max(1, prompt_tokens - number % 4)] for number, ids in enumerate(inputs)]
+    return prompts, min(new_tokens, context_length - prompt_tokens)
 
 
 def compare_tokenizers(theirs: Any, our_file: str, documents: list[list[int]]) -> list[str]:
@@ -164,7 +165,9 @@ def compare_logits(
     for number, (ours_TV, theirs_TV) in enumerate(zip(wanted, found, strict=True)):
         difference_T = (ours_TV - theirs_TV).abs().amax(dim=-1)
         difference = float(difference_T.max())
-        if not difference <= largest:  # also where it is not a number
+        if not math.isfinite(difference):
+            return difference, [f"{name}: logits of test document {number} are not finite"]
+        if difference > largest:
             largest, place = difference, f"test document {number} at token {int(difference_T.argmax())}"
     if largest <= most:
         return largest, []

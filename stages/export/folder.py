@@ -27,6 +27,7 @@ from stages.export.own_code import own_settings, own_weights, write_code
 from stages.huggingface import to_huggingface
 from stages.huggingface_twins import twin_of
 from stages.vocabulary import roles_of
+from stages.weights_file import readable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 TURN = ("<|im_start|>", "<|im_end|>")
@@ -65,6 +66,7 @@ def write_folder(
     path = folder / "model.safetensors"
     with refused_by_system(path):
         save_file(theirs, path, metadata={"format": "pt"})
+        readable(path)
     write_json(folder / "config.json", settings)
     write_json(folder / "generation_config.json", token_ids)
     return token_ids

@@ -72,7 +72,7 @@ class Proof:
         """
         answer, _ = self._process.communicate()
         if self._process.returncode:
-            raise Mismatch(f"transformers could not open {self._folder}; its error stands above")
+            raise Mismatch(f"{self._folder} could not be opened and compared; the error stands above")
         compared: dict[str, Any] = json.loads(answer.splitlines()[-1])  # code that travels with a model may print
         if compared["problems"]:
             raise Mismatch(f"data/export: {'; '.join(compared['problems'])}; nothing was published")

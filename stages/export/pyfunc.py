@@ -29,6 +29,11 @@ class TextGenerator:
 
         options = {**DEFAULTS, **(params or {})}
         batch = self.tokenizer([str(prompt) for prompt in data.iloc[:, 0]], padding=True, return_tensors="pt")
+        read, most = batch["input_ids"].shape[1], self.model.config.max_position_embeddings
+        if read + options["max_new_tokens"] > most:
+            raise ValueError(
+                f"{read} tokens of prompt and max_new_tokens {options['max_new_tokens']}: the context has {most}"
+            )
         sampling: dict[str, Any] = {"do_sample": False}
         if options["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": options["temperature"], "top_p": options["top_p"]}

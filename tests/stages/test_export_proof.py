@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from stages.export import check
 from stages.export.card import model_card
@@ -43,6 +44,12 @@ OWN = {
     "experts": {"n_experts": 4, "n_shared_experts": 1, "expert_size": 16},
     "dyt": {"norm": "dyt", "mlp": "relu2", "positions": "sinusoidal", "logit_softcap": 5.0},
 }  # fmt: skip
+
+
+def test_logits_that_are_not_numbers_are_seen_in_every_document() -> None:
+    fine, broken = torch.zeros(2, 4), torch.full((2, 4), float("nan"))
+    _, problems = check.compare_logits("onnx", [fine, fine], [broken, fine], 1e-4)
+    assert problems == ["onnx: logits of test document 0 are not finite"]
 
 
 @pytest.mark.parametrize("kind", OWN)

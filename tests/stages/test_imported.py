@@ -17,7 +17,7 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
 from stages.first_weights import problem_of_first_weights
-from stages.imported import import_folder
+from stages.imported import LENGTHS, import_folder
 from tests.stages.twins import CONTEXT_LENGTH, OURS, TOKEN_IDS, VOCAB_SIZE, decoder, exported, ours_of
 
 CASES = {"qwen3": False, "gemma3": False, "gpt2": False, "mixtral": False, "own code": True}
@@ -78,6 +78,15 @@ def test_the_command_prints_what_to_set(tmp_path: Path) -> None:
 def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     write(tmp_path / "theirs", "qwen3", False)
     import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert (tmp_path / "ours/model.safetensors").stat().st_mode == (tmp_path / "ours/config.json").stat().st_mode
+    done = CliRunner().invoke(import_, [str(tmp_path / "theirs"), "--out", "inputs/theirs"])
+    assert isinstance(done.exception, BadInput) and "download looks for documents" in str(done.exception)
+    settings = json.loads((tmp_path / "theirs/config.json").read_text())
+    without = {key: value for key, value in settings.items() if key not in LENGTHS}
+    (tmp_path / "theirs/config.json").write_text(json.dumps(without))
+    with pytest.raises(BadInput, match="no length"):
+        import_folder(tmp_path / "theirs", tmp_path / "other")
+    (tmp_path / "theirs/config.json").write_text(json.dumps(settings))
     with pytest.raises(BadInput, match="is there already"):
         import_folder(tmp_path / "theirs", tmp_path / "ours")
     (tmp_path / "theirs/model.safetensors").unlink()

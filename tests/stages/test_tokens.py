@@ -142,6 +142,25 @@ def test_a_broken_shard_is_refused_by_name(folder, edit, message):
         TokenRows(folder)
 
 
+@pytest.mark.parametrize("length", [200, 200_000_000, -5, 0])
+def test_segments_that_leave_their_row_are_refused(folder, length):
+    """The kernel that writes rows does not look at bounds."""
+    with pa.ipc.open_file(str(folder / "00001.arrow")) as reader:
+        table = reader.read_all().combine_chunks()
+    lengths = table.column("lengths").combine_chunks()
+    values = lengths.flatten().to_numpy().copy()
+    values[0] = length
+    changed = pa.ListArray.from_arrays(lengths.offsets, pa.array(values))
+    table = table.set_column(table.schema.get_field_index("lengths"), table.schema.field("lengths"), changed)
+    with pa.ipc.new_file(str(folder / "00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][1]["bytes"] = (folder / "00001.arrow").stat().st_size
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=r"00001.arrow: its segments do not fill rows of \d+; remove it"):
+        TokenRows(folder)
+
+
 def test_garbage_in_a_shard_of_the_right_size_is_refused_or_is_other_tokens(folder):
     """Arrow and numpy would follow a wrong offset out of the file and take the process with them."""
     original, generator = (folder / "00001.arrow").read_bytes(), np.random.default_rng(0)

@@ -125,3 +125,25 @@ def test_what_does_not_fit_is_refused(engine):
         engine.submit(Request((1,) * 100, 29), print)
     with pytest.raises(ValueError, match="at least one"):
         engine.submit(Request((), 5), print)
+
+
+@pytest.mark.parametrize("at_fault", ["draw", "described"])
+def test_a_request_that_raises_an_error_ends_alone(engine, monkeypatch, at_fault):
+    import serving.engine
+
+    alone, real, of_bad = run(engine, [request(5)]), getattr(serving.engine, at_fault), []
+
+    def fails(*arguments):
+        last = arguments[-1]  # the generators of `draw`, top_logprobs of `described`
+        if last == 7 or (isinstance(last, list) and of_bad[0] in last):
+            raise IndexError("of this request")
+        return real(*arguments)
+
+    monkeypatch.setattr(serving.engine, at_fault, fails)
+    bad, good = [], []
+    of_bad.append(engine.submit(request(1, top_logprobs=7), bad.append).generator)
+    engine.submit(request(5), good.append)
+    while not engine.idle:
+        engine.step()
+    assert [piece.finish for piece in bad] == ["error"]
+    assert [[token.id for piece in good for token in piece.tokens]] == alone

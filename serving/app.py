@@ -29,7 +29,7 @@ from serving.choices import Choices
 from serving.gate import Gate, Limits
 from serving.metrics import Metrics
 from serving.request import Piece, Request
-from serving.worker import Busy, Worker
+from serving.worker import Busy, Down, Worker
 from stages.exported import Exported, NoTemplate
 
 PAGE = Path(__file__).with_name("page.html")
@@ -62,7 +62,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     shapes: dict[int | str, dict[str, Any]] = {
         status: {"description": about}
         for status, about in ((400, "a value that cannot be taken"), (401, "no valid key"), (404, "no such model"),
-                              (413, "too long a body"), (429, "too many requests wait"), (504, "took too long"))
+                              (413, "too long a body"), (429, "too many requests wait"),
+                              (503, "the engine has ended"), (504, "took too long"))
     }  # fmt: skip
 
     @app.post("/v1/completions", responses=shapes)
@@ -198,6 +199,8 @@ class Service:
         noted["prompt_tokens"] = answer.prompt_tokens
         try:
             choices = Choices(self.worker, self.metrics, requests, self.limits.request_seconds)
+        except Down as problem:
+            raise Refused(503, str(problem)) from None
         except Busy as problem:
             raise Refused(429, str(problem), code="queue_full") from None
         if body.stream:

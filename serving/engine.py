@@ -179,9 +179,16 @@ class Engine:
         running.sink(Piece(text + rest, () if token is None else (token,), finish))
 
     def fail(self) -> None:
-        """Ends everything that runs or waits, after an error that nobody foresaw."""
-        for running in [*self.running, *self.waiting]:
-            self._end(running, "error")
+        """Ends everything that runs or waits, after an error that nobody foresaw. It touches no row and no text:
+        what raised once may raise again, and everybody must hear of the end."""
+        ended, self.running = self.running, []
+        while self.waiting:  # one by one: others hand in meanwhile
+            ended.append(self.waiting.popleft())
+        for running in ended:
+            try:
+                running.sink(Piece("", (), "error"))
+            except Exception:
+                log.exception("nobody could be told that a request has ended")
 
 
 def tokens_of(drawing: Sequence[Running], logits_BV: Tensor) -> list[int | None]:

@@ -25,12 +25,16 @@ class Busy(Exception):
     """As many requests wait as are allowed to."""
 
 
+class Down(Busy):
+    """The engine's thread has ended by an error; only a new process helps."""
+
+
 class Worker:
     def __init__(self, engine: Engine, max_waiting: int = 256):
         self.engine, self.max_waiting = engine, max_waiting
         self.failures = 0  # steps that raised
         self._wake = threading.Condition()
-        self._stopping = False
+        self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -38,7 +42,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     @property
     def waiting(self) -> int:
@@ -48,10 +52,12 @@ class Worker:
         """Hands a request in.
 
         Raises:
-            Busy: too many wait, or the worker stops.
+            Busy: too many wait, or the worker stops. Down: it has ended by an error.
             ValueError: it does not fit.
         """
         with self._wake:
+            if self._ended and not self._stopping:
+                raise Down("the engine has ended by an error; the server must be started anew")
             if self._stopping or self.waiting >= self.max_waiting:
                 raise Busy(f"{self.waiting} requests wait; try again later")
             running = self.engine.submit(request, sink)
@@ -77,6 +83,14 @@ class Worker:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
+        try:
+            self._steps()
+        finally:
+            with self._wake:
+                self._ended = True  # from here on nothing is handed in
+            self.engine.fail()
+
+    def _steps(self) -> None:
         while True:
             with self._wake:
                 while self.engine.idle:

@@ -237,3 +237,27 @@ def test_an_engine_that_fails_answers_with_an_error_and_goes_on(exported, monkey
         monkeypatch.setattr(worker.engine.reader, "step", real)
         assert web.post("/v1/completions", json={"prompt": "a", "max_tokens": 3}).status_code == 200
         assert worker.failures == 1
+
+
+def test_an_engine_that_cannot_even_clean_up_still_tells_everybody(exported, monkeypatch):
+    worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+        for name in ("step", "move"):
+            monkeypatch.setattr(worker.engine.reader, name, lambda *_: 1 / 0)
+        assert web.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, "n": 5}).status_code == 500
+        assert web.get("/health").status_code == 200, "the thread goes on"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_ended_refuses_by_503(exported, monkeypatch):
+    worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+
+        def ends(*_):
+            raise SystemExit("what no step is expected to raise")
+
+        monkeypatch.setattr(worker.engine, "step", ends)
+        body = {"prompt": "a", "max_tokens": 3}
+        assert [web.post("/v1/completions", json=body).status_code for _ in range(2)] == [500, 503]
+        down = web.get("/health")
+        assert (down.status_code, down.json()["status"]) == (503, "down")

@@ -212,5 +212,5 @@ def described(token: int, logits_V: Tensor, top_logprobs: int | None) -> Token:
     if top_logprobs is None:
         return Token(token)
     logprobs_V = logits_V.double().log_softmax(dim=-1)
-    values, ids = logprobs_V.topk(top_logprobs)
+    values, ids = logprobs_V.topk(min(top_logprobs, len(logprobs_V)))
     return Token(token, float(logprobs_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -120,6 +120,14 @@ def test_probabilities_are_those_of_the_model(engine, exported):
         sequence.append(token.id)
 
 
+def test_of_a_small_vocabulary_there_are_no_more_alternatives_than_tokens(exported):
+    pieces, engine = [], Engine(Reader(decoder(vocab_size=8), 1, CAPACITY), exported.tokenizer)
+    engine.submit(Request((5, 6, 7), 2, top_logprobs=20), pieces.append)
+    while not engine.idle:
+        engine.step()
+    assert [len(token.top) for piece in pieces for token in piece.tokens] == [8, 8]
+
+
 def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(ValueError, match="do not fit"):
         engine.submit(Request((1,) * 100, 29), print)

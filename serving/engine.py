@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -42,6 +43,7 @@ class Running:
     """A request from when it is handed in until its last piece is handed out.
 
     Attributes:
+        arrival: how many were handed in before it.
         read: how many tokens its row of the caches holds.
         cancelled: set by anybody, seen at the next step.
     """
@@ -50,6 +52,7 @@ class Running:
     sink: Sink
     text: TextStream
     generator: torch.Generator
+    arrival: int = 0
     written: list[int] = dataclasses.field(default_factory=list)
     read: int = 0
     cancelled: bool = False
@@ -67,6 +70,7 @@ class Engine:
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
         self.waiting: collections.deque[Running] = collections.deque()
         self.running: list[Running] = []
+        self._arrivals = itertools.count()
 
     def submit(self, request: Request, sink: Sink) -> Running:
         """Hands a request in; it runs when a row is free.
@@ -82,7 +86,7 @@ class Engine:
                 f"{self.reader.capacity}"
             )
         generator = torch.Generator().manual_seed(request.seed)
-        running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator)
+        running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator, next(self._arrivals))
         self.waiting.append(running)
         return running
 
@@ -115,7 +119,8 @@ class Engine:
     def _read_prompts(self) -> None:
         """Reads up to `chunk` tokens of prompts; whose prompt is through draws a first token."""
         budget = self.chunk
-        for running in [running for running in self.running if not running.draws]:
+        unread = [running for running in self.running if not running.draws]
+        for running in sorted(unread, key=lambda running: running.arrival):  # rows change hands, and say nothing of it
             prompt = running.request.prompt
             piece = prompt[running.read : running.read + self.chunk]  # never less: who else runs decides no cut
             if len(piece) > budget:

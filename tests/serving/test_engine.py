@@ -69,6 +69,15 @@ def test_more_requests_than_rows_wait_in_line(engine):
     assert engine.cache_use == 0
 
 
+def test_of_two_prompts_the_older_is_read_first_whatever_rows_they_have(engine):
+    engine.submit(Request((5,), 2), lambda piece: None)  # ends first, and the last row moves into its row
+    old, new = (engine.submit(Request((5,) * 100, 2), lambda piece: None) for _ in range(2))
+    while not new.read:
+        engine.step()
+    assert engine.running[0] is new, "it has the first row"
+    assert old.draws, "and waited nonetheless"
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_a_cancelled_request_frees_its_row_and_disturbs_nobody(exported, steps):
     def engine():

@@ -3,8 +3,8 @@
     worker.submit(request, sink)    from any thread; the sink is called in the worker's
     worker.stop(seconds)            finishes what runs, for as long as that; what is left then is cancelled
 
-The line of requests that wait is bounded: beyond `max_waiting` a request is refused (`Busy`), so that whoever
-balances load sends it elsewhere, rather than waiting for minutes.
+The line of requests that wait is bounded: beyond `max_waiting` for whom no row is free a request is refused
+(`Busy`), so that whoever balances load sends it elsewhere, rather than waiting for minutes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Worker:
         with self._wake:
             if self._ended and not self._stopping:
                 raise Down("the engine has ended by an error; the server must be started anew")
-            if self._stopping or self.waiting >= self.max_waiting:
+            free = self.engine.reader.n_rows - len(self.engine.running)  # they are taken at the next step
+            if self._stopping or self.waiting >= self.max_waiting + free:
                 raise Busy(f"{self.waiting} requests wait; try again later")
             running = self.engine.submit(request, sink)
             self._wake.notify()

@@ -213,6 +213,13 @@ def test_keys_limits_and_a_full_line(exported, caplog, monkeypatch):
     assert "secret" not in caplog.text
 
 
+def test_free_rows_are_no_line(exported):
+    worker = Worker(Engine(Reader(exported.model, 3, CONTEXT), exported.tokenizer), max_waiting=0)
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+        body = {"prompt": "a", "max_tokens": 3}
+        assert [web.post("/v1/completions", json={**body, "n": n}).status_code for n in (1, 3, 4)] == [200, 200, 429]
+
+
 def test_at_the_end_running_streams_are_finished(exported):
     worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
     with Serving(exported, worker) as server:

@@ -12,7 +12,7 @@ from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from serving.engine import Engine
-    from serving.request import Request
+    from serving.request import Piece, Request
     from stages.exported import Exported
 
 MODEL = click.option(
@@ -100,16 +100,22 @@ def engine_of(exported: Exported) -> Engine:
 
 def write(engine: Engine, request: Request) -> str:
     """Prints the text as it comes; the whole of it. Ctrl-C ends it."""
-    pieces: list[str] = []
-    running = engine.submit(request, lambda piece: pieces.append(piece.text))
+    pieces: list[Piece] = []
+
+    def show(piece: Piece) -> None:  # a step that reads a part of a long prompt hands out none
+        pieces.append(piece)
+        click.echo(piece.text, nl=False)
+
+    running = engine.submit(request, show)
     try:
         while not engine.idle:
             engine.step()
-            click.echo(pieces[-1], nl=False)
     except KeyboardInterrupt:
         running.cancelled = True
         engine.step()
-    return "".join(pieces)
+    if pieces and pieces[-1].finish == "error":
+        raise click.ClickException("the engine failed; what it said stands above")
+    return "".join(piece.text for piece in pieces)
 
 
 def ids_that_fit(encode: Callable[[Sequence[Any]], list[int]], messages: list[Any], most: int) -> list[int]:

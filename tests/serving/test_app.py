@@ -76,12 +76,15 @@ def test_lists_of_prompts_and_n(client):
     assert list(streamed.values()) == [choice.text for choice in whole.choices]
 
 
-def test_stop_and_echo(client):
+def test_stop_and_echo(client, exported):
     text = complete(client, temperature=0, max_tokens=30).choices[0].text
     stop = text[7:10]
     stopped = complete(client, temperature=0, max_tokens=30, stop=[stop, "never"]).choices[0]
     assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
     assert complete(client, temperature=0, max_tokens=30, echo=True).choices[0].text == "Returns the" + text
+    ids = complete(client, prompt=[[5, 6], [7]], n=2, temperature=0, echo=True).choices
+    assert [choice.text for choice in ids[::2]] == [choice.text for choice in ids[1::2]]
+    assert ids[0].text[:2] == exported.tokenizer.decode([5, 6])
 
 
 def test_logprobs_of_both_kinds(client):
@@ -139,6 +142,12 @@ def test_what_cannot_be_done_is_refused_by_name(web, path, change, status, said)
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_is_too_much_is_refused_before_it_is_encoded(web, exported, monkeypatch):
+    monkeypatch.setattr(type(exported), "encode", lambda *_: pytest.fail("encoded"))
+    answer = web.post("/v1/completions", json={"prompt": ["a"] * 10_000})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_what_is_no_request_gets_errors_of_the_same_shape(web):

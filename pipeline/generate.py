@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @MODEL
 @DEVICE
 @click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--stop", multiple=True, help="Ends the text before this string; can be repeated.")
+@click.option("--stop", multiple=True, help=r"Ends the text before this string; \n is a new line. Repeatable.")
 @sampling_options
 def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[str, ...], seed: int | None,
              **sampling: Any) -> None:  # fmt: skip
@@ -63,13 +64,19 @@ def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[
             f"the prompt has {len(ids)} tokens, the context of {model} {exported.context_length}; shorten it"
         )
     seed = secrets.randbits(32) if seed is None else seed
-    ends = tuple(text.encode().decode("unicode_escape") if "\\" in text else text for text in stop)
+    ends = tuple(unescaped(text) for text in stop)
     click.echo(prompt, nl=False)
     write(
         engine_of(exported),
         Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends),
     )
     click.echo()
+
+
+def unescaped(text: str) -> str:
+    r"""With \n, \t, \r and \\ read as what they name in a shell's $'..'; any other backslash stays one."""
+    named = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: named[found[1]], text)
 
 
 def opened(model: str, device: str) -> Exported:

@@ -51,7 +51,7 @@ class Sampling:
             ("top_k", self.top_k < 0, "at least 0; 0 cuts nothing off"),
             ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", not 0 <= self.min_p <= 1, "at least 0 and at most 1"),
-            ("repetition_penalty", not 0 < self.repetition_penalty < math.inf, "above 0; 1 is none"),
+            ("repetition_penalty", not 0.01 <= self.repetition_penalty < math.inf, "at least 0.01; 1 is none"),
             ("presence_penalty", not abs(self.presence_penalty) <= 2, "within -2 and 2"),
             ("frequency_penalty", not abs(self.frequency_penalty) <= 2, "within -2 and 2"),
         ):
@@ -64,10 +64,10 @@ class Sampling:
 
 
 def penalised(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
-    """Logits behind a prompt and what was written so far."""
+    """Logits behind a prompt and what was written so far; in float64, where a penalty leaves them finite."""
     if not sampling.has_penalties:
         return logits_V
-    logits_V = logits_V.clone()
+    logits_V = logits_V.to(torch.float64, copy=True)
     seen = torch.tensor([*{*prompt, *written}], dtype=torch.int64, device=logits_V.device)
     found, penalty = logits_V[seen], sampling.repetition_penalty
     logits_V[seen] = torch.where(found > 0, found / penalty, found * penalty)
@@ -81,7 +81,8 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     logits_BV = logits_BV.double()
     if sampling.temperature == 0:
         return torch.nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).double()
-    p_BV = (logits_BV / sampling.temperature).softmax(dim=-1)
+    below_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # at most 0: no temperature makes infinity of it
+    p_BV = (below_BV / sampling.temperature).softmax(dim=-1)
     if sampling.top_k or sampling.top_p < 1:
         ordered, ids = p_BV.sort(dim=-1, descending=True, stable=True)
         if sampling.top_k:
@@ -102,7 +103,8 @@ def draw(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Gener
     sums_BV = probabilities(logits_BV, sampling).cumsum(dim=-1)
     drawn = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
     at_B1 = torch.stack(drawn).to(sums_BV.device) * (1 - 2**-52) * sums_BV[:, -1:]  # always less than the whole sum
-    return torch.searchsorted(sums_BV, at_B1, right=True)[:, 0].tolist()
+    found_B = torch.searchsorted(sums_BV, at_B1, right=True)[:, 0]
+    return found_B.clamp(max=logits_BV.shape[-1] - 1).tolist()  # where the model gave no numbers: still a token
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from serving.engine import Engine
-    from serving.request import Request
+    from serving.request import Piece, Request
     from stages.exported import Exported
 
 MODEL = click.option(
@@ -42,7 +43,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @MODEL
 @DEVICE
 @click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--stop", multiple=True, help="Ends the text before this string; can be repeated.")
+@click.option("--stop", multiple=True, help=r"Ends the text before this string; \n is a new line. Repeatable.")
 @sampling_options
 def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[str, ...], seed: int | None,
              **sampling: Any) -> None:  # fmt: skip
@@ -63,13 +64,19 @@ def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[
             f"the prompt has {len(ids)} tokens, the context of {model} {exported.context_length}; shorten it"
         )
     seed = secrets.randbits(32) if seed is None else seed
-    ends = tuple(text.encode().decode("unicode_escape") if "\\" in text else text for text in stop)
+    ends = tuple(unescaped(text) for text in stop)
     click.echo(prompt, nl=False)
     write(
         engine_of(exported),
         Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends),
     )
     click.echo()
+
+
+def unescaped(text: str) -> str:
+    r"""With \n, \t, \r and \\ read as what they name in a shell's $'..'; any other backslash stays one."""
+    named = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: named[found[1]], text)
 
 
 def opened(model: str, device: str) -> Exported:
@@ -100,16 +107,22 @@ def engine_of(exported: Exported) -> Engine:
 
 def write(engine: Engine, request: Request) -> str:
     """Prints the text as it comes; the whole of it. Ctrl-C ends it."""
-    pieces: list[str] = []
-    running = engine.submit(request, lambda piece: pieces.append(piece.text))
+    pieces: list[Piece] = []
+
+    def show(piece: Piece) -> None:  # a step that reads a part of a long prompt hands out none
+        pieces.append(piece)
+        click.echo(piece.text, nl=False)
+
+    running = engine.submit(request, show)
     try:
         while not engine.idle:
             engine.step()
-            click.echo(pieces[-1], nl=False)
     except KeyboardInterrupt:
         running.cancelled = True
         engine.step()
-    return "".join(pieces)
+    if pieces and pieces[-1].finish == "error":
+        raise click.ClickException("the engine failed; what it said stands above")
+    return "".join(piece.text for piece in pieces)
 
 
 def ids_that_fit(encode: Callable[[Sequence[Any]], list[int]], messages: list[Any], most: int) -> list[int]:

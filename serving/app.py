@@ -29,7 +29,7 @@ from serving.choices import Choices
 from serving.gate import Gate, Limits
 from serving.metrics import Metrics
 from serving.request import Piece, Request
-from serving.worker import Busy, Worker
+from serving.worker import Busy, Down, Worker
 from stages.exported import Exported, NoTemplate
 
 PAGE = Path(__file__).with_name("page.html")
@@ -62,7 +62,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     shapes: dict[int | str, dict[str, Any]] = {
         status: {"description": about}
         for status, about in ((400, "a value that cannot be taken"), (401, "no valid key"), (404, "no such model"),
-                              (413, "too long a body"), (429, "too many requests wait"), (504, "took too long"))
+                              (413, "too long a body"), (429, "too many requests wait"),
+                              (503, "the engine has ended"), (504, "took too long"))
     }  # fmt: skip
 
     @app.post("/v1/completions", responses=shapes)
@@ -138,9 +139,14 @@ class Service:
             raise Refused(400, "best_of: only that of n is supported; leave it out", "best_of")
         if body.echo and (body.stream or body.logprobs is not None):
             raise Refused(400, "echo: not with stream or logprobs; leave one of them out", "echo")
-        prompts = [await self._ids(prompt) for prompt in body.prompts()]
-        texts = [p if isinstance(p, str) else self.exported.tokenizer.decode(p) for p in body.prompts()]
-        before = [text if body.echo else "" for text in texts for _ in range(body.n or 1)]
+        given, n = body.prompts(), body.n or 1
+        if not 0 < len(given) * n <= MOST_CHOICES:  # before any of them is encoded
+            raise Refused(
+                400, f"prompt: {len(given)} prompts of n {n}; one request may have 1 to {MOST_CHOICES}", "prompt"
+            )
+        prompts = [await self._ids(prompt) for prompt in given]
+        texts = [await self._text(prompt) if body.echo else "" for prompt in given]
+        before = [text for text in texts for _ in range(n)]
         return await self._answer("text", body, prompts, body.max_tokens, body.logprobs, before, http)
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
@@ -166,15 +172,14 @@ class Service:
             )
         return prompt
 
+    async def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else await asyncio.to_thread(self.exported.tokenizer.decode, prompt)
+
     def _requests(
         self, body: Body, prompts: Sequence[list[int]], most: int | None, top: int | None, all_that_fits: bool
     ) -> list[Request]:
         """The requests of a body, n for each prompt; prompts and what is to be written must fit the context."""
         n, length = body.n or 1, self.exported.context_length
-        if not 0 < len(prompts) * n <= MOST_CHOICES:
-            raise Refused(
-                400, f"prompt: {len(prompts)} prompts of n {n}; one request may have 1 to {MOST_CHOICES}", "prompt"
-            )
         seed = secrets.randbits(32) if body.seed is None else body.seed
         requests: list[Request] = []
         for prompt in prompts:
@@ -198,6 +203,8 @@ class Service:
         noted["prompt_tokens"] = answer.prompt_tokens
         try:
             choices = Choices(self.worker, self.metrics, requests, self.limits.request_seconds)
+        except Down as problem:
+            raise Refused(503, str(problem)) from None
         except Busy as problem:
             raise Refused(429, str(problem), code="queue_full") from None
         if body.stream:

@@ -12,6 +12,8 @@ of `chunk` whoever else runs, and it draws from a generator of its own. So its t
 rounding: a product of eight rows may differ from that of one in the last bit, which shows where two tokens are
 equally probable to six digits.
 
+An error in drawing or describing the token of one request ends that request; others go on.
+
 The engine belongs to one thread (worker.py); it hands pieces to each request's `sink`.
 """
 
@@ -19,6 +21,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,6 +34,7 @@ from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
 
+log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
 
 
@@ -38,6 +43,7 @@ class Running:
     """A request from when it is handed in until its last piece is handed out.
 
     Attributes:
+        arrival: how many were handed in before it.
         read: how many tokens its row of the caches holds.
         cancelled: set by anybody, seen at the next step.
     """
@@ -46,6 +52,7 @@ class Running:
     sink: Sink
     text: TextStream
     generator: torch.Generator
+    arrival: int = 0
     written: list[int] = dataclasses.field(default_factory=list)
     read: int = 0
     cancelled: bool = False
@@ -63,6 +70,7 @@ class Engine:
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
         self.waiting: collections.deque[Running] = collections.deque()
         self.running: list[Running] = []
+        self._arrivals = itertools.count()
 
     def submit(self, request: Request, sink: Sink) -> Running:
         """Hands a request in; it runs when a row is free.
@@ -78,7 +86,7 @@ class Engine:
                 f"{self.reader.capacity}"
             )
         generator = torch.Generator().manual_seed(request.seed)
-        running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator)
+        running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator, next(self._arrivals))
         self.waiting.append(running)
         return running
 
@@ -111,7 +119,8 @@ class Engine:
     def _read_prompts(self) -> None:
         """Reads up to `chunk` tokens of prompts; whose prompt is through draws a first token."""
         budget = self.chunk
-        for running in [running for running in self.running if not running.draws]:
+        unread = [running for running in self.running if not running.draws]
+        for running in sorted(unread, key=lambda running: running.arrival):  # rows change hands, and say nothing of it
             prompt = running.request.prompt
             piece = prompt[running.read : running.read + self.chunk]  # never less: who else runs decides no cut
             if len(piece) > budget:
@@ -127,29 +136,32 @@ class Engine:
         by_sampling: dict[Sampling, list[int]] = {}
         for row, running in enumerate(drawing):
             by_sampling.setdefault(running.request.sampling, []).append(row)
-        drawn = [0] * len(drawing)
-        for sampling, rows in by_sampling.items():
+        drawn: list[int | None] = [None] * len(drawing)
+        for rows in by_sampling.values():
             wanted = logits_BV if len(rows) == len(drawing) else logits_BV[rows]
-            if sampling.has_penalties:
-                those = [drawing[row] for row in rows]
-                wanted = torch.stack(
-                    [penalised(V, sampling, r.request.prompt, r.written) for V, r in zip(wanted, those, strict=True)]
-                )
-            tokens = draw(wanted, sampling, [drawing[row].generator for row in rows])
-            for row, token in zip(rows, tokens, strict=True):
+            for row, token in zip(rows, tokens_of([drawing[row] for row in rows], wanted), strict=True):
                 drawn[row] = token
-        for row, (running, token) in enumerate(zip(drawing, drawn, strict=True)):
-            self._hand_out(running, described(token, logits_BV[row], running.request.top_logprobs))
+        for running, token, logits_V in zip(drawing, drawn, logits_BV, strict=True):
+            self._hand_out(running, token, logits_V)
 
-    def _hand_out(self, running: Running, token: Token) -> None:
-        """Gives a drawn token, as text, to whoever asked; ends the request where it is to end."""
+    def _hand_out(self, running: Running, drawn: int | None, logits_V: Tensor) -> None:
+        """Gives a drawn token, as text, to whoever asked; ends the request where it is to end, and one that has no
+        token or whose token raises an error."""
         request = running.request
-        running.written.append(token.id)
-        if token.id in request.ends:
-            self._end(running, "stop")
+        if drawn is None:
+            self._end(running, "error")
             return
-        text = running.text.push(token.id)
-        if running.text.stopped:
+        running.written.append(drawn)
+        try:
+            token = described(drawn, logits_V, request.top_logprobs)
+            text = "" if drawn in request.ends else running.text.push(drawn)
+        except Exception:
+            log.exception("a token could not be described; its request is ended")
+            self._end(running, "error")
+            return
+        if drawn in request.ends:
+            self._end(running, "stop")
+        elif running.text.stopped:
             self._end(running, "stop", text, token)
         elif len(running.written) == request.max_tokens:
             self._end(running, "length", text, token)
@@ -166,15 +178,38 @@ class Engine:
             self.running.pop()
         else:
             self.waiting.remove(running)
-        rest = running.text.finish()
+        rest = "" if finish == "error" else running.text.finish()
         if running.text.stopped and finish == "length":
             finish = "stop"
         running.sink(Piece(text + rest, () if token is None else (token,), finish))
 
     def fail(self) -> None:
-        """Ends everything that runs or waits, after an error that nobody foresaw."""
-        for running in [*self.running, *self.waiting]:
-            self._end(running, "error")
+        """Ends everything that runs or waits, after an error that nobody foresaw. It touches no row and no text:
+        what raised once may raise again, and everybody must hear of the end."""
+        ended, self.running = self.running, []
+        while self.waiting:  # one by one: others hand in meanwhile
+            ended.append(self.waiting.popleft())
+        for running in ended:
+            try:
+                running.sink(Piece("", (), "error"))
+            except Exception:
+                log.exception("nobody could be told that a request has ended")
+
+
+def tokens_of(drawing: Sequence[Running], logits_BV: Tensor) -> list[int | None]:
+    """A token for each of these, which share their sampling; None for one whose drawing raises an error."""
+    sampling = drawing[0].request.sampling
+    wanted_BV = logits_BV
+    try:
+        if sampling.has_penalties:
+            pairs = zip(logits_BV, drawing, strict=True)
+            wanted_BV = torch.stack([penalised(V, sampling, r.request.prompt, r.written) for V, r in pairs])
+        return [*draw(wanted_BV, sampling, [running.generator for running in drawing])]
+    except Exception:
+        if len(drawing) > 1:  # whose fault it is shows one by one
+            return [tokens_of([running], logits_BV[row][None])[0] for row, running in enumerate(drawing)]
+        log.exception("a token could not be drawn; its request is ended")
+        return [None]
 
 
 def described(token: int, logits_V: Tensor, top_logprobs: int | None) -> Token:
@@ -182,5 +217,5 @@ def described(token: int, logits_V: Tensor, top_logprobs: int | None) -> Token:
     if top_logprobs is None:
         return Token(token)
     logprobs_V = logits_V.double().log_softmax(dim=-1)
-    values, ids = logprobs_V.topk(top_logprobs)
+    values, ids = logprobs_V.topk(min(top_logprobs, len(logprobs_V)))
     return Token(token, float(logprobs_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -1,8 +1,9 @@
 """Text from tokens as they come: whole characters only, and nothing of a stop string.
 
-A character may be split over tokens, so the text of the newest ones may end in the mark of a broken character; that
-one mark is held back until it is whole or known to be broken. A stop string may be split as well:
-as long as the text ends like the beginning of one, that end is held back.
+A character may be split over tokens, so the text of the newest ones may end in marks of a broken character; those
+are held back until it is whole or known to be broken. It has four bytes at most, so what is older than three tokens
+is known: it is handed out, and not decoded again. A stop string may be split as well: as long as the text ends like
+the beginning of one, that end is held back.
 
     stop "END", tokens "a E", "N", "ough" are handed out as "a ", "", "ENough"
     the bytes of an emoji in three tokens are handed out as "", "", "😀"
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BROKEN = "\ufffd"
+OPEN = 3  # tokens, of a byte or more, that a character which is not whole yet may have
 
 
 class TextStream:
@@ -42,11 +44,31 @@ class TextStream:
         self._ids.append(token)
         known = self.tokenizer.decode(self._ids[self._context : self._start])
         text = self.tokenizer.decode(self._ids[self._context :])[len(known) :]
-        certain = text.removesuffix(BROKEN)
-        new, self._handed = certain[self._handed :], len(certain)
-        if certain == text:
+        if not text.endswith(BROKEN):
+            new = text[self._handed :]
             self._context, self._start, self._handed = self._start, len(self._ids), 0
+            return self._before_stop(new)
+        certain = len(text.rstrip(BROKEN))
+        known_until = self._known_until(known, text) if len(self._ids) - self._start > 2 * OPEN else None
+        if known_until is not None:
+            place, length = known_until
+            certain = max(certain, length)
+        new = text[self._handed : certain]
+        self._handed = max(certain, self._handed)
+        if known_until is not None:
+            self._context, self._start, self._handed = self._start, place, self._handed - length
         return self._before_stop(new)
+
+    def _known_until(self, known: str, text: str) -> tuple[int, int] | None:
+        """The token before which no further one can change the text, and the length of the text up to there. Where
+        a place is in the middle of a character, the parts are not the whole; then it is one before."""
+        for place in range(len(self._ids) - OPEN, len(self._ids) - 2 * OPEN - 1, -1):
+            head = self.tokenizer.decode(self._ids[self._context : place])
+            beside = self.tokenizer.decode(self._ids[self._start : place])
+            tail = self.tokenizer.decode(self._ids[self._start :])[len(beside) :]
+            if head + tail == known + text:
+                return place, len(head) - len(known)
+        return None
 
     def finish(self) -> str:
         """What was held back, at the end of all tokens."""

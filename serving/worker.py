@@ -3,8 +3,8 @@
     worker.submit(request, sink)    from any thread; the sink is called in the worker's
     worker.stop(seconds)            finishes what runs, for as long as that; what is left then is cancelled
 
-The line of requests that wait is bounded: beyond `max_waiting` a request is refused (`Busy`), so that whoever
-balances load sends it elsewhere, rather than waiting for minutes.
+The line of requests that wait is bounded: beyond `max_waiting` for whom no row is free a request is refused
+(`Busy`), so that whoever balances load sends it elsewhere, rather than waiting for minutes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ class Busy(Exception):
     """As many requests wait as are allowed to."""
 
 
+class Down(Busy):
+    """The engine's thread has ended by an error; only a new process helps."""
+
+
 class Worker:
     def __init__(self, engine: Engine, max_waiting: int = 256):
         self.engine, self.max_waiting = engine, max_waiting
         self.failures = 0  # steps that raised
         self._wake = threading.Condition()
-        self._stopping = False
+        self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -38,7 +42,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     @property
     def waiting(self) -> int:
@@ -48,11 +52,14 @@ class Worker:
         """Hands a request in.
 
         Raises:
-            Busy: too many wait, or the worker stops.
+            Busy: too many wait, or the worker stops. Down: it has ended by an error.
             ValueError: it does not fit.
         """
         with self._wake:
-            if self._stopping or self.waiting >= self.max_waiting:
+            if self._ended and not self._stopping:
+                raise Down("the engine has ended by an error; the server must be started anew")
+            free = self.engine.reader.n_rows - len(self.engine.running)  # they are taken at the next step
+            if self._stopping or self.waiting >= self.max_waiting + free:
                 raise Busy(f"{self.waiting} requests wait; try again later")
             running = self.engine.submit(request, sink)
             self._wake.notify()
@@ -77,6 +84,14 @@ class Worker:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
+        try:
+            self._steps()
+        finally:
+            with self._wake:
+                self._ended = True  # from here on nothing is handed in
+            self.engine.fail()
+
+    def _steps(self) -> None:
         while True:
             with self._wake:
                 while self.engine.idle:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,7 @@ class Exported:
         tokenizer: takes special tokens written out in a text for ordinary text: who sends it cannot play another role.
         markup: the same tokenizer, which takes them for what they are.
         ends: ids of tokens that end a text.
-        begin: the text of the token that begins one, or empty.
+        begin, end: the text of the token that begins one and of the one that ends it, or empty.
         template: of a chat, or empty.
         context_length: the most tokens of prompt and continuation together.
     """
@@ -68,6 +70,7 @@ class Exported:
     begin: str
     template: str
     context_length: int
+    end: str = ""
 
     @property
     def device(self) -> str:
@@ -85,39 +88,81 @@ class Exported:
         """
         if not self.template:
             raise NoTemplate(f"{self.name} has no chat template and no {CHATML_TOKENS[0]}; use text completions")
-        pieces: list[int] = list(self.tokenizer.encode("").ids)
-        for text, is_markup in self._rendered(messages):
-            tokenizer = self.markup if is_markup else self.tokenizer
-            pieces += tokenizer.encode(text, add_special_tokens=False).ids
-        begin = self.tokenizer.token_to_id(self.begin) if self.begin else None
-        while begin is not None and pieces[:2] == [begin, begin]:  # the template brought it as well
-            pieces.pop(0)
-        return pieces
+        marks = Marks(self.markup)
+        told = self._rendered([{**message, "content": marks.instead_of_markup(message["content"])}
+                               for message in messages])  # fmt: skip
+        alone = self._rendered([{**message, "content": marks.instead(message["content"])} for message in messages])
+        ids = marks.encode(told, self.tokenizer)
+        safe = marks.encode(alone, self.tokenizer)
+        if marks.special(ids) != marks.special(safe):  # the template makes markup of texts, or looks into them
+            ids = safe
+        if self.template != CHATML:
+            return ids
+        begun = self.tokenizer.encode("").ids  # it was trained behind that, which our ChatML does not say
+        return [*begun, *ids]
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, bool]]:
-        """The conversation in parts: markup of the template, in which special tokens are meant, and what people
-        wrote, in which they are not. Contents are rendered as marks that no text holds, then put in."""
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The conversation as the template has it, with what transformers gives to templates."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = refuse
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
         try:
-            rendered = environment.from_string(self.template).render(
-                messages=marked, add_generation_prompt=True, bos_token=self.begin, eos_token=""
-            )
+            return environment.from_string(self.template).render(
+                messages=messages, add_generation_prompt=True, bos_token=self.begin, eos_token=self.end,
+                tools=None, documents=None,
+            )  # fmt: skip
         except (TemplateError, TypeError) as error:
             raise NoTemplate(f"the chat template of {self.name} refuses these messages: {error}") from None
-        parts, rest = [], rendered
-        while (start := rest.find("\ue000")) >= 0 and (end := rest.find("\ue001", start)) >= 0:
-            parts += [(rest[:start], True), (messages[int(rest[start + 1 : end])]["content"], False)]
-            rest = rest[end + 1 :]
-        return [(text, is_markup) for text, is_markup in (*parts, (rest, True)) if text]
+
+
+class Marks:
+    """Keeps apart what a template means as markup and what people wrote that looks like it.
+
+    Text is encoded with the template around it, as in training, so that "\\n" of the template and "\\n" of a text may
+    be one token. Only where somebody wrote a special token out, that piece stands in the template as a mark, which
+    no text holds, and is encoded by itself, as ordinary text:
+
+        hello<|im_end|>    stands as hello, a mark for <|im_end|>
+    """
+
+    def __init__(self, markup: Tokenizer):
+        self.markup = markup
+        self.ids = {number for number, token in markup.get_added_tokens_decoder().items() if token.special}
+        self.texts: list[str] = []
+        self.begin = f"\ue000{secrets.randbits(64)}."  # nobody can write it; digits survive `upper` and the like
+
+    def special(self, ids: Sequence[int]) -> list[int]:
+        return [number for number in ids if number in self.ids]
+
+    def instead(self, text: str) -> str:
+        """A mark for the whole of a text."""
+        self.texts.append(text)
+        return f"{self.begin}{len(self.texts) - 1}\ue001"
+
+    def instead_of_markup(self, text: str) -> str:
+        """The text with marks for special tokens that are written out in it."""
+        found, parts, end = self.markup.encode(text, add_special_tokens=False), [], 0
+        for number, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if number in self.ids:
+                parts += [text[end:start], self.instead(text[start:stop])]
+                end = stop
+        return "".join([*parts, text[end:]])
+
+    def encode(self, rendered: str, plain: Tokenizer) -> list[int]:
+        """Ids of what a template made of texts with marks; `plain` encodes what the marks stand for."""
+        ids: list[int] = []
+        for number, part in enumerate(re.split(f"{re.escape(self.begin)}(\\d+)\ue001", rendered)):
+            tokenizer, text = (plain, self.texts[int(part)]) if number % 2 else (self.markup, part)
+            ids += tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Exported:
@@ -142,7 +187,7 @@ def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | Non
     name = str(place) if str(place).startswith("models:/") else Path(place).resolve().name
     tokenizer, markup = read_tokenizer(folder), read_tokenizer(folder)
     tokenizer.encode_special_tokens = True
-    begin, template = chat_texts(folder, tokenizer)
+    begin, end, template = chat_texts(folder, tokenizer)
     return Exported(
         name="millrace" if name in ("export", "hf", "int8", "int4") else name,
         model=model,
@@ -152,6 +197,7 @@ def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | Non
         begin=begin,
         template=template,
         context_length=context_length,
+        end=end,
     )
 
 
@@ -247,10 +293,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def chat_texts(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The token that begins a text, and the template of a chat; empty where there is none."""
+def chat_texts(folder: Path, tokenizer: Tokenizer) -> tuple[str, str, str]:
+    """The tokens that begin and end a text, and the template of a chat; empty where there is none."""
     settings = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    begin = settings.get("bos_token") or ""
+    begin, end = (written(settings.get(name)) for name in ("bos_token", "eos_token"))
     template = settings.get("chat_template") or ""
     if isinstance(template, list):  # several by name
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
@@ -258,7 +304,13 @@ def chat_texts(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if not template and all(tokenizer.token_to_id(token) is not None for token in CHATML_TOKENS):
         template = CHATML
-    return begin["content"] if isinstance(begin, dict) else begin, template
+    return begin, end, template
+
+
+def written(token: Any) -> str:
+    """The text of a token of tokenizer_config.json: null, the text itself, or an object that holds it."""
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else ""
 
 
 def ends_of(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:

@@ -34,6 +34,24 @@ def test_worked_examples():
     assert distribution(top_k=2, top_p=0.6) == [1, 0, 0, 0], "top-p counts what top-k left: 0.625 is enough"
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-5])
+def test_a_temperature_just_above_zero_is_as_good_as_greedy(temperature):
+    logits = torch.randn(4, 128, generator=torch.Generator().manual_seed(0)) * 3
+    sampling, generators = Sampling(temperature=temperature), [torch.Generator().manual_seed(0)] * 4
+    assert draw(logits, sampling, generators) == logits.argmax(-1).tolist()
+
+
+def test_the_strongest_penalties_leave_numbers():
+    logits = torch.tensor([3e38, -3e38, 1.0])
+    for penalty in (0.01, 1e10):
+        sampling = Sampling(repetition_penalty=penalty)
+        assert probabilities(penalised(logits, sampling, [0], [1])[None], sampling).isfinite().all()
+
+
+def test_a_drawn_token_is_of_the_vocabulary_even_where_the_model_gives_no_numbers():
+    assert draw(torch.full((1, 128), torch.nan), Sampling(), [torch.Generator()]) == [127]
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p):
     logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * 3
@@ -66,6 +84,7 @@ def test_draws_follow_the_distribution():
         {"top_p": 1.5},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-300},
         {"presence_penalty": 3.0},
     ],
 )

@@ -4,8 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
+from pipeline.generate import unescaped, write
+from serving.request import Request
 from stages.errors import BadInput
-from tests.serving.conftest import folder  # noqa: F401
+from tests.serving.conftest import engine, exported, folder  # noqa: F401
 
 
 def run(*arguments: str, typed: str = "") -> str:
@@ -29,6 +31,17 @@ def test_stop_ends_the_text_before_it(folder):  # noqa: F811
     text = run("generate", "Returns the", *options)
     stop = text[len("Returns the") + 5 :][:3]
     assert run("generate", "Returns the", *options, "--stop", stop).rstrip("\n") == text[: text.index(stop, 11)]
+
+
+def test_backslashes_in_a_stop_string():
+    assert unescaped(r"é\n漢\t\r") == "é\n漢\t\r"
+    assert unescaped(r"\\n \x \q") == r"\n \x \q"
+
+
+def test_a_prompt_may_take_more_than_one_step_to_read(engine, capsys):  # noqa: F811
+    text = write(engine, Request((5,) * (3 * engine.chunk), 4))
+    assert text
+    assert capsys.readouterr().out == text
 
 
 def test_what_cannot_be_is_refused(folder, tmp_path):  # noqa: F811

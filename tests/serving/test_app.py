@@ -76,12 +76,15 @@ def test_lists_of_prompts_and_n(client):
     assert list(streamed.values()) == [choice.text for choice in whole.choices]
 
 
-def test_stop_and_echo(client):
+def test_stop_and_echo(client, exported):
     text = complete(client, temperature=0, max_tokens=30).choices[0].text
     stop = text[7:10]
     stopped = complete(client, temperature=0, max_tokens=30, stop=[stop, "never"]).choices[0]
     assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
     assert complete(client, temperature=0, max_tokens=30, echo=True).choices[0].text == "Returns the" + text
+    ids = complete(client, prompt=[[5, 6], [7]], n=2, temperature=0, echo=True).choices
+    assert [choice.text for choice in ids[::2]] == [choice.text for choice in ids[1::2]]
+    assert ids[0].text[:2] == exported.tokenizer.decode([5, 6])
 
 
 def test_logprobs_of_both_kinds(client):
@@ -139,6 +142,12 @@ def test_what_cannot_be_done_is_refused_by_name(web, path, change, status, said)
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_is_too_much_is_refused_before_it_is_encoded(web, exported, monkeypatch):
+    monkeypatch.setattr(type(exported), "encode", lambda *_: pytest.fail("encoded"))
+    answer = web.post("/v1/completions", json={"prompt": ["a"] * 10_000})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_what_is_no_request_gets_errors_of_the_same_shape(web):
@@ -213,6 +222,13 @@ def test_keys_limits_and_a_full_line(exported, caplog, monkeypatch):
     assert "secret" not in caplog.text
 
 
+def test_free_rows_are_no_line(exported):
+    worker = Worker(Engine(Reader(exported.model, 3, CONTEXT), exported.tokenizer), max_waiting=0)
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+        body = {"prompt": "a", "max_tokens": 3}
+        assert [web.post("/v1/completions", json={**body, "n": n}).status_code for n in (1, 3, 4)] == [200, 200, 429]
+
+
 def test_at_the_end_running_streams_are_finished(exported):
     worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
     with Serving(exported, worker) as server:
@@ -237,3 +253,27 @@ def test_an_engine_that_fails_answers_with_an_error_and_goes_on(exported, monkey
         monkeypatch.setattr(worker.engine.reader, "step", real)
         assert web.post("/v1/completions", json={"prompt": "a", "max_tokens": 3}).status_code == 200
         assert worker.failures == 1
+
+
+def test_an_engine_that_cannot_even_clean_up_still_tells_everybody(exported, monkeypatch):
+    worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+        for name in ("step", "move"):
+            monkeypatch.setattr(worker.engine.reader, name, lambda *_: 1 / 0)
+        assert web.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, "n": 5}).status_code == 500
+        assert web.get("/health").status_code == 200, "the thread goes on"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_ended_refuses_by_503(exported, monkeypatch):
+    worker = Worker(Engine(Reader(exported.model, 2, CONTEXT), exported.tokenizer))
+    with Serving(exported, worker) as server, httpx.Client(base_url=server.url) as web:
+
+        def ends(*_):
+            raise SystemExit("what no step is expected to raise")
+
+        monkeypatch.setattr(worker.engine, "step", ends)
+        body = {"prompt": "a", "max_tokens": 3}
+        assert [web.post("/v1/completions", json=body).status_code for _ in range(2)] == [500, 503]
+        down = web.get("/health")
+        assert (down.status_code, down.json()["status"]) == (503, "down")

@@ -69,6 +69,15 @@ def test_more_requests_than_rows_wait_in_line(engine):
     assert engine.cache_use == 0
 
 
+def test_of_two_prompts_the_older_is_read_first_whatever_rows_they_have(engine):
+    engine.submit(Request((5,), 2), lambda piece: None)  # ends first, and the last row moves into its row
+    old, new = (engine.submit(Request((5,) * 100, 2), lambda piece: None) for _ in range(2))
+    while not new.read:
+        engine.step()
+    assert engine.running[0] is new, "it has the first row"
+    assert old.draws, "and waited nonetheless"
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_a_cancelled_request_frees_its_row_and_disturbs_nobody(exported, steps):
     def engine():
@@ -120,8 +129,38 @@ def test_probabilities_are_those_of_the_model(engine, exported):
         sequence.append(token.id)
 
 
+def test_of_a_small_vocabulary_there_are_no_more_alternatives_than_tokens(exported):
+    pieces, engine = [], Engine(Reader(decoder(vocab_size=8), 1, CAPACITY), exported.tokenizer)
+    engine.submit(Request((5, 6, 7), 2, top_logprobs=20), pieces.append)
+    while not engine.idle:
+        engine.step()
+    assert [len(token.top) for piece in pieces for token in piece.tokens] == [8, 8]
+
+
 def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(ValueError, match="do not fit"):
         engine.submit(Request((1,) * 100, 29), print)
     with pytest.raises(ValueError, match="at least one"):
         engine.submit(Request((), 5), print)
+
+
+@pytest.mark.parametrize("at_fault", ["draw", "described"])
+def test_a_request_that_raises_an_error_ends_alone(engine, monkeypatch, at_fault):
+    import serving.engine
+
+    alone, real, of_bad = run(engine, [request(5)]), getattr(serving.engine, at_fault), []
+
+    def fails(*arguments):
+        last = arguments[-1]  # the generators of `draw`, top_logprobs of `described`
+        if last == 7 or (isinstance(last, list) and of_bad[0] in last):
+            raise IndexError("of this request")
+        return real(*arguments)
+
+    monkeypatch.setattr(serving.engine, at_fault, fails)
+    bad, good = [], []
+    of_bad.append(engine.submit(request(1, top_logprobs=7), bad.append).generator)
+    engine.submit(request(5), good.append)
+    while not engine.idle:
+        engine.step()
+    assert [piece.finish for piece in bad] == ["error"]
+    assert [[token.id for piece in good for token in piece.tokens]] == alone

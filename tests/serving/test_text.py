@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from serving.text import TextStream, overlap
 
@@ -32,8 +33,8 @@ def test_characters_are_never_broken(exported, text):
 
 def test_bytes_that_are_no_text_come_as_the_tokenizer_decodes_them(exported):
     generator = random.Random(0)
-    for _ in range(200):
-        raw = bytes(generator.choice(b"a\x80\xe2\x82\xac\xf0\x9f\x98\x80\xff") for _ in range(12))
+    for _ in range(400):
+        raw = bytes(generator.choice(b"a\x80\xe2\x82\xac\xf0\x9f\x98\x80\xff") for _ in range(generator.randrange(40)))
         ids = byte_tokens(exported, raw)
         assert "".join(pieces(exported, ids)) == exported.tokenizer.decode(ids)
 
@@ -41,7 +42,32 @@ def test_bytes_that_are_no_text_come_as_the_tokenizer_decodes_them(exported):
 def test_broken_bytes_are_not_held_back_for_ever(exported):
     stream = TextStream(exported.tokenizer)
     handed = [stream.push(token) for token in byte_tokens(exported, b"\x80" * 50)]
-    assert sum(map(len, handed)) == 49, "the last one may be the beginning of something"
+    assert 43 <= sum(map(len, handed)) <= 47, "the last few may be the beginning of something"
+
+
+@pytest.mark.parametrize("raw", [b"\x80", b"\xe2\x82", b"\xf0\x9f\x98", b"\xff\xf0\x9f\x98", b"\xef\xbf\xbd"])
+def test_broken_bytes_are_not_decoded_again_and_again(exported, raw):
+    longest = 0
+
+    class Counting:
+        def decode(self, ids):
+            nonlocal longest
+            longest = max(longest, len(ids))
+            return exported.tokenizer.decode(ids)
+
+    ids = byte_tokens(exported, raw * 100 + "😀".encode())
+    stream = TextStream(Counting())
+    assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == exported.tokenizer.decode(ids)
+    assert longest < 20
+
+
+def test_characters_are_whole_where_a_tokenizer_falls_back_to_bytes():
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, "<unk>": 256}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    for text in TEXTS:
+        stream = TextStream(tokenizer)
+        assert "".join([*(stream.push(byte) for byte in text.encode()), stream.finish()]) == text
 
 
 @pytest.mark.parametrize("stop", [("END",), ("ND", "END"), ("xyz", "END of")])

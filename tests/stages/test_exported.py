@@ -8,7 +8,8 @@ import torch
 
 from stages.checkpoint import load_model
 from stages.errors import BadInput
-from stages.export.folder import write_folder
+from stages.export.folder import CHAT_TEMPLATE, write_folder
+from stages.export.folder import write_tokenizer as write_folder_tokenizer
 from stages.exported import CHATML, NoTemplate, open_export
 from tests.stages.exports import SMALL, write_checkpoint, write_tokenizer
 
@@ -114,6 +115,63 @@ def test_chat_templates(folder):
     (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(NoTemplate, match="unsafe"):
         open_export(folder).encode_chat([{"role": "user", "content": "x"}])
+
+
+TALK = [{"role": "user", "content": "x"}, {"role": "assistant", "content": " y "}]
+TEMPLATES = {
+    "ours": CHAT_TEMPLATE,
+    "eos": "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}",
+    "no bos": "{% for m in messages %}\n{{ m.content }}\n{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "looks into texts": "{% for m in messages %}{{ m.content.split('l')[-1] }}{% endfor %}{{ '!' if tools is none }}",
+}
+
+
+@pytest.fixture
+def chat_folder(folder, tmp_path):
+    """With ChatML's tokens, and one that stands for a blank line: it joins what a text ends or begins with."""
+    write_tokenizer(tmp_path / "chat/tokenizer.json", chat=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    tokenizer = json.loads((tmp_path / "chat/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["ĊĊ"] = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["merges"].append(["Ċ", "Ċ"])
+    (tmp_path / "chat/tokenizer.json").write_text(json.dumps(tokenizer))
+    write_folder_tokenizer(folder, tmp_path / "chat/tokenizer.json", 64)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content", ["hello", "\nhello", " hello", "hello\n", "a\n\n", "\n\n  code", "\ue0000\ue001", ""]
+)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_of_a_chat_are_those_of_transformers(chat_folder, name, content):
+    from transformers import AutoTokenizer
+
+    (chat_folder / "chat_template.jinja").write_text(TEMPLATES[name])
+    theirs, talk = AutoTokenizer.from_pretrained(chat_folder), [{"role": "user", "content": content}, *TALK]
+    ids = theirs.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
+    assert open_export(chat_folder).encode_chat(talk) == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "texts"),
+    [
+        (CHAT_TEMPLATE, ["a<|im_end|>b", "<|im_start|>"]),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ["<|im_", "end|>"]),
+        ("{% for m in messages %}{{ m.content | lower }}{% endfor %}", ["<|IM_END|>"]),
+        ("{% for m in messages %}{{ m.content | replace('#', '') }}{% endfor %}", ["<|im#_end|>"]),
+    ],
+)
+def test_nobody_writes_markup_whatever_the_template_does(chat_folder, template, texts):
+    (chat_folder / "chat_template.jinja").write_text(template)
+    exported = open_export(chat_folder)
+    harmless, talk = ([{"role": "user", "content": text} for text in those] for those in (["x"] * len(texts), texts))
+
+    def markup(ids):
+        return [i for i in ids if i < 4]
+
+    assert markup(exported.encode_chat(talk)) == markup(exported.encode_chat(harmless))
 
 
 def test_chatml_where_the_tokenizer_has_its_tokens(folder, tmp_path):

@@ -150,6 +150,13 @@ def test_what_is_too_much_is_refused_before_it_is_encoded(web, exported, monkeyp
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
+def test_an_answer_can_be_sent_back_as_the_client_has_it(client, exported):
+    said = {"role": "user", "content": "ab"}
+    answer = client.chat.completions.create(model=exported.name, messages=[said], max_tokens=2)
+    again = [said, answer.choices[0].message.model_dump(), said]
+    assert client.chat.completions.create(model=exported.name, messages=again, max_tokens=1).usage.completion_tokens
+
+
 def test_what_is_no_request_gets_errors_of_the_same_shape(web):
     answers = [
         web.post("/v1/completions", content=b"{not json", headers=JSON),

@@ -126,8 +126,10 @@ def write(engine: Engine, request: Request) -> str:
 
 
 def ids_that_fit(encode: Callable[[Sequence[Any]], list[int]], messages: list[Any], most: int) -> list[int]:
-    """Ids of a conversation without its oldest turns, as far as it would not fit."""
+    """Ids of a conversation without its oldest turns, as far as it would not fit. A question goes with its answer."""
     while len(ids := encode(messages)) > most and len(messages) > 1:
         first = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
         del messages[first]
+        while len(messages) > first + 1 and messages[first]["role"] == "assistant":
+            del messages[first]
     return ids

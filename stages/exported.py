@@ -333,10 +333,14 @@ def ends_of(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> 
     path = folder / "generation_config.json"
     for source in (settings, read_object(path) if path.is_file() else {}):
         found = source.get("eos_token_id")
-        ends.update(found if isinstance(found, list) else [] if found is None else [found])
+        for one in found if isinstance(found, list) else [] if found is None else [found]:
+            number = tokenizer.token_to_id(one) if isinstance(one, str) else one
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise BadInput(f"{folder}: eos_token_id {one!r} is no token's id; correct it")
+            ends.add(number)
     path = folder / "tokenizer_config.json"
-    named = read_object(path).get("eos_token") if path.is_file() else None
-    end = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    named = written(read_object(path).get("eos_token")) if path.is_file() else ""
+    end = tokenizer.token_to_id(named) if named else None
     ends.update([] if end is None else [end])
     closing = tokenizer.token_to_id(CHATML_TOKENS[1])
     return frozenset(ends if closing is None else {*ends, closing})

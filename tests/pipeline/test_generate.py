@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.generate import unescaped, write
+from pipeline.generate import ids_that_fit, unescaped, write
 from serving.request import Request
 from stages.errors import BadInput
 from tests.serving.conftest import engine, exported, folder  # noqa: F401
@@ -65,3 +65,12 @@ def test_a_conversation(folder):  # noqa: F811
     first, last = (answer for answer in out.split("> ") if answer.startswith("Hello\n"))
     assert len(first) > len("Hello\n\n")
     assert first == last, "after /reset it is as at first"
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system"}]])
+def test_a_conversation_that_is_too_long_begins_with_a_question(system):
+    for most in range(1, 8):
+        messages = [*system, *({"role": role} for role in ("user", "assistant", "user", "assistant", "user"))]
+        ids = ids_that_fit(lambda messages: [0] * len(messages), messages, most)
+        assert len(ids) <= max(most, 1)
+        assert next(message["role"] for message in messages if message["role"] != "system") == "user"

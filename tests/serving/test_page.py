@@ -100,6 +100,17 @@ def test_stop_ends_an_answer_and_frees_its_row(page, server, monkeypatch):
     assert page.run("document.querySelector('.error') === null")
 
 
+def test_clear_during_an_answer_leaves_nothing_of_it(page, server, monkeypatch):
+    real = server.worker.engine.step
+    monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.05), real()))
+    page.run("$('clear').click(); $('most').value = 60; $('mode').value = 'chat'")
+    page.send("Hello")
+    page.until("document.querySelector('.model .token') !== null")
+    page.run("$('clear').click()")
+    page.until("running === null")
+    assert page.run("messages.length") == 0
+
+
 def test_an_error_is_shown(page):
     page.run("$('clear').click(); $('most').value = 5000")
     page.send("Hello")

@@ -69,7 +69,7 @@ def page(server, tmp_path_factory):
 
 
 def test_an_answer_streams_in_and_its_tokens_show_their_probabilities(page, server):
-    page.run("$('most').value = 30; $('seed').value = 3")
+    page.run("$('mode').value = 'chat'; $('most').value = 30; $('seed').value = 3")
     page.send("Hello")
     page.until("document.querySelector('.rate') !== null")
     assert page.run("document.querySelector('.rate').textContent").startswith("30 tokens, ")

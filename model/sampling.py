@@ -63,16 +63,30 @@ class Sampling:
         return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
 
 
-def penalised(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
+class Counts:
+    """Which tokens stand in a text, and how often each was written behind its prompt: what penalties ask.
+
+    Kept while the text grows, so that a token costs the same however long the text is.
+    """
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"):
+        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.seen_V[torch.tensor([*prompt], dtype=torch.int64, device=device)] = True
+        self.times_V = torch.zeros(vocab_size, dtype=torch.float64, device=device)
+
+    def write(self, token: int) -> None:
+        self.seen_V[token] = True
+        self.times_V[token] += 1
+
+
+def penalised(logits_V: Tensor, sampling: Sampling, counts: Counts) -> Tensor:
     """Logits behind a prompt and what was written so far; in float64, where a penalty leaves them finite."""
     if not sampling.has_penalties:
         return logits_V
-    logits_V = logits_V.to(torch.float64, copy=True)
-    seen = torch.tensor([*{*prompt, *written}], dtype=torch.int64, device=logits_V.device)
-    found, penalty = logits_V[seen], sampling.repetition_penalty
-    logits_V[seen] = torch.where(found > 0, found / penalty, found * penalty)
-    tokens = torch.tensor([*written], dtype=torch.int64, device=logits_V.device)
-    times_V = torch.bincount(tokens, minlength=len(logits_V)).to(logits_V.dtype)
+    logits_V, penalty = logits_V.double(), sampling.repetition_penalty
+    changed_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+    logits_V = torch.where(counts.seen_V, changed_V, logits_V)
+    times_V = counts.times_V
     return logits_V - sampling.frequency_penalty * times_V - sampling.presence_penalty * (times_V > 0)
 
 
@@ -126,6 +140,7 @@ def generate(
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     sequences = [list(prompt) for prompt in prompts]
     reader = CachedReader(model, len(prompts), context_length) if model.has_caches else None
+    counts: list[Counts] = []  # where penalties ask for them
     live = list(range(len(prompts)))
     for _ in range(n_tokens):
         if not live:
@@ -137,13 +152,15 @@ def generate(
         else:
             logits_BV = windowed_logits(model, [sequences[i][-context_length:] for i in live])
         if sampling.has_penalties:
-            pairs = [(sequences[i], len(prompts[i])) for i in live]
-            logits_BV = torch.stack(
-                [penalised(row, sampling, s[:n], s[n:]) for row, (s, n) in zip(logits_BV, pairs, strict=True)]
-            )
+            if not counts:
+                counts = [Counts(prompt, logits_BV.shape[-1], logits_BV.device) for prompt in prompts]
+            pairs = zip(logits_BV, live, strict=True)
+            logits_BV = torch.stack([penalised(logits_V, sampling, counts[i]) for logits_V, i in pairs])
         drawn = draw(logits_BV, sampling, [generators[i] for i in live])
         for i, token in zip(live, drawn, strict=True):
             sequences[i].append(token)
+            if counts:
+                counts[i].write(token)
         live = [i for i, token in zip(live, drawn, strict=True) if token != stop]
     continuations = [sequence[len(prompt) :] for sequence, prompt in zip(sequences, prompts, strict=True)]
     return [tokens[:-1] if tokens and tokens[-1] == stop else tokens for tokens in continuations]

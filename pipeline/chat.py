@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from pipeline.generate import DEVICE, MODEL, checked, engine_of, ids_that_fit, opened, sampling_options, write
+from pipeline.generate import (
+    DEVICE,
+    MODEL,
+    MOST_SEED,
+    checked,
+    engine_of,
+    ids_that_fit,
+    opened,
+    sampling_options,
+    write,
+)
 from stages.errors import BadInput
 
 HELP = "/temp T  /top_p P  /seed N (or: off)  /system TEXT  /reset  /quit"
@@ -32,6 +42,7 @@ def chat(model: str, device: str, max_tokens: int, system: str, seed: int | None
     talk = Talk(exported, checked(**sampling), seed, max_tokens)
     talk.begin(system)
     click.echo(f"{exported.name}, context {exported.context_length}. {HELP}")
+    click.echo("A model that was never taught to converse continues text; `millrace generate` shows it at its best.")
     while True:
         try:
             line = click.prompt(">", prompt_suffix=" ", default="", show_default=False).strip()
@@ -44,6 +55,21 @@ def chat(model: str, device: str, max_tokens: int, system: str, seed: int | None
             click.echo(talk.command(*line[1:].partition(" ")[::2]))
         elif line:
             talk.say(line)
+
+
+def within(value: str, most: float) -> float:
+    """A number from 0 to `most`.
+
+    Raises:
+        ValueError: it is none, with a sentence.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= most:
+        raise ValueError(f"must be a number from 0 to {most:g}, not {value!r}")
+    return number
 
 
 class Talk:
@@ -61,11 +87,11 @@ class Talk:
         """Does what stands behind a slash; what to print about it."""
         try:
             if name == "temp":
-                self.sampling = dataclasses.replace(self.sampling, temperature=float(value))
+                self.sampling = dataclasses.replace(self.sampling, temperature=within(value, 2))
             elif name == "top_p":
-                self.sampling = dataclasses.replace(self.sampling, top_p=float(value))
+                self.sampling = dataclasses.replace(self.sampling, top_p=within(value, 1))
             elif name == "seed":
-                self.seed = None if value == "off" else abs(int(value))
+                self.seed = None if value == "off" else int(within(value, MOST_SEED))
             elif name in ("system", "reset"):
                 self.begin(value)
             else:

@@ -22,6 +22,9 @@ MODEL = click.option(
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 
 
+MOST_SEED = 2**63 - 1  # of torch's generators
+
+
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of both `generate` and `chat`."""
     for option in reversed(
@@ -31,7 +34,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--top-k", default=0, show_default=True, help="Within the k most probable; 0: all."),
             click.option("--min-p", default=0.0, show_default=True, help="At least this share of the most probable."),
             click.option("--repetition-penalty", default=1.0, show_default=True, help="1: none."),
-            click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text."),
+            click.option("--seed", type=click.IntRange(0, MOST_SEED), help="The same seed gives the same text."),
         ]
     ):
         command = option(command)
@@ -63,13 +66,13 @@ def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[
         raise BadInput(
             f"the prompt has {len(ids)} tokens, the context of {model} {exported.context_length}; shorten it"
         )
+    if "" in stop:
+        raise BadInput("--stop is empty; name the text before which to end, or leave it out")
     seed = secrets.randbits(32) if seed is None else seed
     ends = tuple(unescaped(text) for text in stop)
+    request = Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends)
     click.echo(prompt, nl=False)
-    write(
-        engine_of(exported),
-        Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends),
-    )
+    write(engine_of(exported), request)
     click.echo()
 
 
@@ -126,8 +129,10 @@ def write(engine: Engine, request: Request) -> str:
 
 
 def ids_that_fit(encode: Callable[[Sequence[Any]], list[int]], messages: list[Any], most: int) -> list[int]:
-    """Ids of a conversation without its oldest turns, as far as it would not fit."""
+    """Ids of a conversation without its oldest turns, as far as it would not fit. A question goes with its answer."""
     while len(ids := encode(messages)) > most and len(messages) > 1:
         first = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
         del messages[first]
+        while len(messages) > first + 1 and messages[first]["role"] == "assistant":
+            del messages[first]
     return ids

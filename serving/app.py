@@ -144,6 +144,7 @@ class Service:
             raise Refused(
                 400, f"prompt: {len(given)} prompts of n {n}; one request may have 1 to {MOST_CHOICES}", "prompt"
             )
+        self.refuse_hopeless("prompt", *(prompt for prompt in given if isinstance(prompt, str)))
         prompts = [await self._ids(prompt) for prompt in given]
         texts = [await self._text(prompt) if body.echo else "" for prompt in given]
         before = [text for text in texts for _ in range(n)]
@@ -155,6 +156,7 @@ class Service:
             raise Refused(400, "top_logprobs: needs logprobs: true", "top_logprobs")
         roles = {"developer": "system"}
         said = [{"role": roles.get(one.role, one.role), "content": str(one.content)} for one in body.messages]
+        self.refuse_hopeless("messages", "".join(one["content"] for one in said))
         try:
             prompt = await asyncio.to_thread(self.exported.encode_chat, said)
         except NoTemplate as problem:
@@ -162,6 +164,13 @@ class Service:
         top = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens
         return await self._answer("chat", body, [prompt], most, top, [""] * (body.n or 1), http, all_that_fits=True)
+
+    def refuse_hopeless(self, field: str, *texts: str) -> None:
+        """Refuses texts that cannot fit before they are encoded, which takes a second a megabyte."""
+        if any(len(text) > self.exported.most_characters for text in texts):
+            length = self.exported.context_length
+            raise Refused(400, f"the context is {length} tokens, and this is more in any case; shorten it", field,
+                          "context_length_exceeded")  # fmt: skip
 
     async def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -132,7 +132,11 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Text | list[TextPart], AfterValidator(joined)]
     name: str | None = None
-    refusal: Unsupported = None
+    refusal: Unsupported = None  # these stand in an answer that a client sends back, as null
+    annotations: Unsupported = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    tool_calls: Unsupported = None
 
 
 class ChatBody(Body):

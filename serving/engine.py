@@ -29,7 +29,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.sampling import Sampling, draw, penalised
+from model.sampling import Counts, Sampling, draw, penalised
 from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
@@ -44,6 +44,7 @@ class Running:
 
     Attributes:
         arrival: how many were handed in before it.
+        counts: what stands in its text, from the first token on, where penalties ask.
         read: how many tokens its row of the caches holds.
         cancelled: set by anybody, seen at the next step.
     """
@@ -54,6 +55,7 @@ class Running:
     generator: torch.Generator
     arrival: int = 0
     written: list[int] = dataclasses.field(default_factory=list)
+    counts: Counts | None = None
     read: int = 0
     cancelled: bool = False
 
@@ -152,6 +154,8 @@ class Engine:
             self._end(running, "error")
             return
         running.written.append(drawn)
+        if running.counts is not None:
+            running.counts.write(drawn)
         try:
             token = described(drawn, logits_V, request.top_logprobs)
             text = "" if drawn in request.ends else running.text.push(drawn)
@@ -203,13 +207,19 @@ def tokens_of(drawing: Sequence[Running], logits_BV: Tensor) -> list[int | None]
     try:
         if sampling.has_penalties:
             pairs = zip(logits_BV, drawing, strict=True)
-            wanted_BV = torch.stack([penalised(V, sampling, r.request.prompt, r.written) for V, r in pairs])
+            wanted_BV = torch.stack([penalised(V, sampling, counts_of(r, V)) for V, r in pairs])
         return [*draw(wanted_BV, sampling, [running.generator for running in drawing])]
     except Exception:
         if len(drawing) > 1:  # whose fault it is shows one by one
             return [tokens_of([running], logits_BV[row][None])[0] for row, running in enumerate(drawing)]
         log.exception("a token could not be drawn; its request is ended")
         return [None]
+
+
+def counts_of(running: Running, logits_V: Tensor) -> Counts:
+    if running.counts is None:
+        running.counts = Counts(running.request.prompt, len(logits_V), logits_V.device)
+    return running.counts
 
 
 def described(token: int, logits_V: Tensor, top_logprobs: int | None) -> Token:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Iterator
 
 from serving.engine import Engine, Running, Sink
@@ -76,9 +75,7 @@ class Worker:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        end = time.monotonic() + seconds
-        while not self.engine.idle and time.monotonic() < end and self._thread.is_alive():
-            time.sleep(0.02)
+        self._thread.join(timeout=seconds)  # it ends when it is idle, which only itself sees between steps
         for running in (*self.engine.running, *self.engine.waiting):
             self.cancel(running)
         self._thread.join(timeout=30)

@@ -17,9 +17,11 @@ has ChatML's tokens, it is ChatML:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from stages.quantised import open_quantised
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
     from model.decoder import Decoder
 
@@ -78,7 +80,14 @@ class Exported:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, behind the token that begins one as the tokenizer has it."""
-        return self.tokenizer.encode(text).ids
+        return encoded(self.tokenizer, text, add_special_tokens=True).ids
+
+    @functools.cached_property
+    def most_characters(self) -> int:
+        """A text of more cannot fit the context, whatever its tokens are."""
+        if self.tokenizer.normalizer is not None:  # which may shorten a text
+            return sys.maxsize
+        return self.context_length * max(map(len, self.tokenizer.get_vocab()))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the model's answer begins.
@@ -149,7 +158,7 @@ class Marks:
 
     def instead_of_markup(self, text: str) -> str:
         """The text with marks for special tokens that are written out in it."""
-        found, parts, end = self.markup.encode(text, add_special_tokens=False), [], 0
+        found, parts, end = encoded(self.markup, text), [], 0
         for number, (start, stop) in zip(found.ids, found.offsets, strict=True):
             if number in self.ids:
                 parts += [text[end:start], self.instead(text[start:stop])]
@@ -161,8 +170,13 @@ class Marks:
         ids: list[int] = []
         for number, part in enumerate(re.split(f"{re.escape(self.begin)}(\\d+)\ue001", rendered)):
             tokenizer, text = (plain, self.texts[int(part)]) if number % 2 else (self.markup, part)
-            ids += tokenizer.encode(text, add_special_tokens=False).ids
+            ids += encoded(tokenizer, text).ids
         return ids
+
+
+def encoded(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> Encoding:
+    """As a batch of one: `encode` holds Python's lock, and a server's streams would stand still meanwhile."""
+    return tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
 
 def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Exported:
@@ -319,10 +333,14 @@ def ends_of(folder: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> 
     path = folder / "generation_config.json"
     for source in (settings, read_object(path) if path.is_file() else {}):
         found = source.get("eos_token_id")
-        ends.update(found if isinstance(found, list) else [] if found is None else [found])
+        for one in found if isinstance(found, list) else [] if found is None else [found]:
+            number = tokenizer.token_to_id(one) if isinstance(one, str) else one
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise BadInput(f"{folder}: eos_token_id {one!r} is no token's id; correct it")
+            ends.add(number)
     path = folder / "tokenizer_config.json"
-    named = read_object(path).get("eos_token") if path.is_file() else None
-    end = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    named = written(read_object(path).get("eos_token")) if path.is_file() else ""
+    end = tokenizer.token_to_id(named) if named else None
     ends.update([] if end is None else [end])
     closing = tokenizer.token_to_id(CHATML_TOKENS[1])
     return frozenset(ends if closing is None else {*ends, closing})

@@ -39,7 +39,7 @@ def run_stages(root: Path, *names: str) -> None:
     for name in names:
         fingerprint = root / "data/code" / f"{name}.json"
         fingerprint.parent.mkdir(parents=True, exist_ok=True)
-        fingerprint.write_text('{"modules": {}}')  # which code runs is not the question here
+        fingerprint.write_text('{"digest": "", "modules": {}}')  # which code runs is not the question here
         run = importlib.import_module(f"stages.{name}.stage").run
         job = prepare_job(name, run, root)
         job.prepare()

@@ -7,7 +7,7 @@ from scipy import stats
 
 from model.config import ModelConfig
 from model.decoder import Decoder
-from model.sampling import Sampling, draw, generate, penalised, probabilities
+from model.sampling import Counts, Sampling, draw, generate, penalised, probabilities
 
 FOUR = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -16,11 +16,18 @@ def distribution(**settings) -> list[float]:
     return probabilities(FOUR, Sampling(**settings))[0].tolist()
 
 
+def counts(prompt: list[int], written: list[int], vocab_size: int = 4) -> Counts:
+    found = Counts(prompt, vocab_size)
+    for token in written:
+        found.write(token)
+    return found
+
+
 def test_penalties_are_for_tokens_that_stand_in_the_text():
     logits = torch.tensor([2.0, -1.0, 3.0, 1.0])
-    assert penalised(logits, Sampling(), [0], [1]) is logits
-    assert penalised(logits, Sampling(repetition_penalty=2.0), [0], [1]).tolist() == [1, -2, 3, 1]
-    changed = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=1.0), [0], [1, 3, 3])
+    assert penalised(logits, Sampling(), counts([0], [1])) is logits
+    assert penalised(logits, Sampling(repetition_penalty=2.0), counts([0], [1])).tolist() == [1, -2, 3, 1]
+    changed = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=1.0), counts([0], [1, 3, 3]))
     assert changed.tolist() == [2, -2.5, 3, -1.5], "the prompt counts for repetition_penalty alone"
 
 
@@ -45,7 +52,7 @@ def test_the_strongest_penalties_leave_numbers():
     logits = torch.tensor([3e38, -3e38, 1.0])
     for penalty in (0.01, 1e10):
         sampling = Sampling(repetition_penalty=penalty)
-        assert probabilities(penalised(logits, sampling, [0], [1])[None], sampling).isfinite().all()
+        assert probabilities(penalised(logits, sampling, counts([0], [1], 3))[None], sampling).isfinite().all()
 
 
 def test_a_drawn_token_is_of_the_vocabulary_even_where_the_model_gives_no_numbers():
@@ -125,3 +132,13 @@ def test_ends_before_the_stop_token(model):
     [free] = continuations(model, [[1, 2, 3]])
     [stopped] = continuations(model, [[1, 2, 3]], stop=free[4])
     assert stopped == free[: free.index(free[4])]
+
+
+def test_penalties_count_what_was_written_before(model):
+    prompt = [1, 2, 3]
+    [tokens] = continuations(model, [prompt], temperature=0, repetition_penalty=3.0, frequency_penalty=0.5)
+    sequence, sampling = list(prompt), Sampling(repetition_penalty=3.0, frequency_penalty=0.5)
+    for _ in range(12):
+        logits_V = model(torch.tensor([sequence[-8:]]))[0, -1]
+        sequence.append(int(penalised(logits_V, sampling, counts(prompt, sequence[3:], 20)).argmax()))
+    assert tokens == sequence[3:]

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.generate import unescaped, write
+from pipeline.generate import ids_that_fit, unescaped, write
 from serving.request import Request
 from stages.errors import BadInput
 from tests.serving.conftest import engine, exported, folder  # noqa: F401
@@ -59,9 +59,18 @@ def test_a_conversation(folder):  # noqa: F811
     typed = "/temp 0\nHello\n/seed x\n/top_p 2\n/unknown\n" + "And again\n" * 4 + "/reset\nHello\n/quit\n"
     out = run("chat", "--model", str(folder), "-n", "10", typed=typed)
     assert "temperature 0, top_p 0.95, seed None" in out
-    assert "invalid literal" in out
-    assert "top_p is 2.0; it must be" in out
+    assert "must be a number from 0 to 9.22337e+18, not 'x'" in out
+    assert "must be a number from 0 to 1, not '2'" in out
     assert "/temp T" in out
     first, last = (answer for answer in out.split("> ") if answer.startswith("Hello\n"))
     assert len(first) > len("Hello\n\n")
     assert first == last, "after /reset it is as at first"
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system"}]])
+def test_a_conversation_that_is_too_long_begins_with_a_question(system):
+    for most in range(1, 8):
+        messages = [*system, *({"role": role} for role in ("user", "assistant", "user", "assistant", "user"))]
+        ids = ids_that_fit(lambda messages: [0] * len(messages), messages, most)
+        assert len(ids) <= max(most, 1)
+        assert next(message["role"] for message in messages if message["role"] != "system") == "user"

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from model.sampling import Sampling
+from model.sampling import Sampling, generate
 from serving.engine import Engine
 from serving.reader import Reader
 from serving.request import Request
@@ -56,6 +56,14 @@ def test_the_same_seed_gives_the_same_tokens(engine):
     first, second, other = (Request((5, 6), 20, Sampling(), seed) for seed in (1, 1, 2))
     found = run(engine, [first, second, other])
     assert found[0] == found[1] != found[2]
+
+
+def test_penalties_are_those_of_generate(exported):
+    sampling = Sampling(temperature=0.9, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.5)
+    requests = [request(n, sampling=sampling) for n in range(4)]
+    found = run(Engine(Reader(exported.model, 2, 128), exported.tokenizer, chunk=16), requests)
+    prompts = [one.prompt for one in requests]
+    assert found == [generate(exported.model, [p], 12, 128, -1, sampling, n)[0] for n, p in enumerate(prompts)]
 
 
 def test_more_requests_than_rows_wait_in_line(engine):

@@ -69,7 +69,7 @@ def page(server, tmp_path_factory):
 
 
 def test_an_answer_streams_in_and_its_tokens_show_their_probabilities(page, server):
-    page.run("$('most').value = 30; $('seed').value = 3")
+    page.run("$('mode').value = 'chat'; $('most').value = 30; $('seed').value = 3")
     page.send("Hello")
     page.until("document.querySelector('.rate') !== null")
     assert page.run("document.querySelector('.rate').textContent").startswith("30 tokens, ")
@@ -98,6 +98,17 @@ def test_stop_ends_an_answer_and_frees_its_row(page, server, monkeypatch):
     until(lambda: server.worker.engine.idle, seconds=2)
     page.until("running === null")
     assert page.run("document.querySelector('.error') === null")
+
+
+def test_clear_during_an_answer_leaves_nothing_of_it(page, server, monkeypatch):
+    real = server.worker.engine.step
+    monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.05), real()))
+    page.run("$('clear').click(); $('most').value = 60; $('mode').value = 'chat'")
+    page.send("Hello")
+    page.until("document.querySelector('.model .token') !== null")
+    page.run("$('clear').click()")
+    page.until("running === null")
+    assert page.run("messages.length") == 0
 
 
 def test_an_error_is_shown(page):

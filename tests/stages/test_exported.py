@@ -97,6 +97,16 @@ def test_damage_and_absence_are_named(folder, tmp_path):
         open_export(folder)
 
 
+def test_end_tokens_in_every_form_that_files_have(folder):
+    change(folder, "config.json", eos_token_id=["<|pad|>", 7])
+    change(folder, "generation_config.json", eos_token_id=None)
+    change(folder, "tokenizer_config.json", eos_token={"content": "<|endoftext|>", "special": True})
+    assert open_export(folder).ends == frozenset({0, 1, 7})
+    change(folder, "config.json", eos_token_id="x y")
+    with pytest.raises(BadInput, match="'x y' is no token's id"):
+        open_export(folder)
+
+
 def test_chat_templates(folder):
     with pytest.raises(NoTemplate, match="no chat template"):
         open_export(folder).encode_chat([{"role": "user", "content": "x"}])

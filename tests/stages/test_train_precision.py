@@ -205,8 +205,8 @@ def test_a_graph_is_refused_with_the_reason():
     assert no_graph_here(Execution(), Ranks(0, 2, "cuda")) == ""
     assert "between hosts" in no_graph_here(Execution(), Ranks(0, 2, "cuda", one_host=False))
     assert "gather parameters" in no_graph_here(Execution(sharding="full"), Ranks(0, 2, "cuda"))
-    assert "dropout" in feasible.no_graph(ARCHITECTURES["dropout"], TRAIN)
-    assert "experts" in feasible.no_graph(ARCHITECTURES["experts"], TRAIN)
+    assert "dropout" in feasible.no_graph_of(ARCHITECTURES["dropout"], TRAIN)
+    assert "experts" in feasible.no_graph_of(ARCHITECTURES["experts"], TRAIN)
 
 
 def test_micro_batches_divide_the_rows_of_a_rank():

@@ -62,6 +62,7 @@ def cli() -> None:
       millrace run -S model.post_norm=true   the same with one param changed, beside the workspace
       dvc exp show                           the runs side by side
       millrace ablate model.post_norm=true   does it matter, or is it noise? several seeds, and a report
+      millrace generate "Returns the"        a text of the exported model; `millrace serve` is OpenAI's API
       millrace up                            Prefect, its workers and the MLflow UI on this machine
 
     Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped and resumable.

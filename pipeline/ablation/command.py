@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.ablation.grid import Planned, Variant
 
 FAILED, STOPPED = 1, 130
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -51,15 +56,11 @@ def ablate(
       millrace ablate model.layer_pattern=full,swa*2+mla*1 --jobs 2
       millrace ablate dedup.enabled=true,false --seeds 5 --dry-run
     """
-    from pipeline.ablation.grid import Variant, parse, planned, value_in, variants
-    from pipeline.ablation.report import write
-    from pipeline.ablation.results import collect
-    from pipeline.ablation.runner import Runner
+    from pipeline.ablation.grid import parse, planned, value_in, variants
     from pipeline.experiment import nested
     from pipeline.graph import plain_params, read_graph
     from pipeline.params_view import refuse_wrong
     from pipeline.root import find_root
-    from pipeline.smoke import alone_in
 
     root = find_root()
     params, varied = plain_params(root), parse(grid)
@@ -78,17 +79,41 @@ def ablate(
     if dry_run:
         show_plan(root, plan, commit, chosen)
         return
+    carry_out(root, folder, Work(plan, every, commit, chosen, f"Ablation of {', '.join(varied)}"), jobs, copy_to)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an ablation is to bring about: the experiments of all variants on a commit, each up to `targets`."""
+
+    plan: Sequence[Planned]
+    variants: Sequence[Variant]
+    commit: str
+    targets: Sequence[str]
+    title: str
+
+
+def carry_out(root: Path, folder: Path, work: Work, jobs: int | None, copy_to: Path | None) -> None:
+    """Runs what is not done and writes the report; exits with FAILED or STOPPED where that is how it ended."""
+    from pipeline.ablation.grid import Variant
+    from pipeline.ablation.report import write
+    from pipeline.ablation.results import collect
+    from pipeline.ablation.runner import Runner
+    from pipeline.graph import plain_params
+    from pipeline.smoke import alone_in
+
+    cards = gpus(plain_params(root))
     with alone_in(folder):
-        on_cpu = not gpus(params)
-        runner = Runner(root, folder, commit, chosen, jobs or len(gpus(params)) or 1, on_cpu, click.echo)
-        problems = runner.run(plan)
-        runs = collect(root, plan, commit)
+        runner = Runner(root, folder, work.commit, work.targets, jobs or len(cards) or 1, not cards, click.echo)
+        problems = runner.run(work.plan)
+        runs = collect(root, work.plan, work.commit)
         if runner.stopped:
-            click.echo(f"millrace: stopped with {len(runs)} of {len(plan)} done; the same command goes on", err=True)
+            click.echo(
+                f"millrace: stopped with {len(runs)} of {len(work.plan)} done; the same command goes on", err=True
+            )
             sys.exit(STOPPED)
-        control = Variant(every[0].settings, control=True)
-        title = f"Ablation of {', '.join(varied)}"
-        page = write(folder, title, runs, [*every, control], problems, root)
+        control = Variant(work.variants[0].settings, control=True)
+        page = write(folder, work.title, runs, [*work.variants, control], problems, root)
     if copy_to:
         copy_to.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("report.*"):

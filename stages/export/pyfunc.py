@@ -4,7 +4,7 @@
     model.predict(["Returns the number of"], params={"max_new_tokens": 32})
 
 gives a list with the continuation of each prompt. With temperature 0, the default, the most probable
-token is taken; above 0 tokens are drawn, the same ones for the same seed.
+token is taken; above 0 tokens are drawn, the same ones for the same seed. A text ends where the context does.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ class TextGenerator:
         options = {**DEFAULTS, **(params or {})}
         batch = self.tokenizer([str(prompt) for prompt in data.iloc[:, 0]], padding=True, return_tensors="pt")
         read, most = batch["input_ids"].shape[1], self.model.config.max_position_embeddings
-        if read + options["max_new_tokens"] > most:
-            raise ValueError(
-                f"{read} tokens of prompt and max_new_tokens {options['max_new_tokens']}: the context has {most}"
-            )
+        if read >= most:
+            raise ValueError(f"a prompt of {read} tokens: the context of the model has {most}; shorten it")
         sampling: dict[str, Any] = {"do_sample": False}
         if options["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": options["temperature"], "top_p": options["top_p"]}
         torch.manual_seed(options["seed"])
-        written = self.model.generate(**batch, max_new_tokens=options["max_new_tokens"], **sampling)
+        new_tokens = min(options["max_new_tokens"], most - read)
+        written = self.model.generate(**batch, max_new_tokens=new_tokens, **sampling)
         return self.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -65,6 +65,9 @@ def test_mlflow_loads_the_registered_model_and_it_writes_text(
     assert len(few) == 2 and all(isinstance(text, str) for text in few)
     drawn = [model.predict("Returns", params={"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert len(model.predict(["Returns"], params={"max_new_tokens": 100000})) == 1
+    with pytest.raises(ValueError, match="the context of the model has 32; shorten it"):
+        model.predict(["Returns the number of " * 20])
 
 
 def test_what_travels_with_a_version_needs_nothing_of_ours() -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from model.decoder import Decoder
 
-LENGTH_KEYS = ("context_length", "max_position_embeddings", "n_positions")
+LENGTH_KEYS = ("context_length", "max_position_embeddings", "n_positions", "n_ctx")  # what configs call it
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

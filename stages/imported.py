@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from stages.checkpoint import partial_of, save_checkpoint, seal
 from stages.entry import file_sha256, plain
 from stages.errors import BadInput
+from stages.exported import LENGTH_KEYS, SHARDS
 from stages.first_weights import OWN_TYPE, WEIGHTS, architecture_in, our_tensors, read_object, vocabulary_in
 from stages.huggingface_weights import NO_WEIGHTS
 from stages.weights_file import AGAIN
@@ -27,8 +28,7 @@ from stages.weights_file import AGAIN
 if TYPE_CHECKING:
     import torch
 
-INDEX, TOKENIZER = "model.safetensors.index.json", "tokenizer.json"
-LENGTHS = ("context_length", "max_position_embeddings", "n_positions", "n_ctx")  # what configs call it
+TOKENIZER = "tokenizer.json"
 
 
 class Imported(NamedTuple):
@@ -82,8 +82,8 @@ def read_tensors(source: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     names = [WEIGHTS]
-    if (source / INDEX).is_file():
-        names = sorted(set(read_object(source / INDEX).get("weight_map", {}).values()))
+    if (source / SHARDS).is_file():
+        names = sorted(set(read_object(source / SHARDS).get("weight_map", {}).values()))
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         if not (source / name).is_file():
@@ -106,7 +106,7 @@ def length_in(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     """The longest input that the folder says it can read."""
     if (table := tensors.get("position_embedding.weight")) is not None:
         return len(table)
-    for key in LENGTHS:
+    for key in LENGTH_KEYS:
         if isinstance(settings.get(key), int) and settings[key] > 0:
             return settings[key]
-    raise BadInput(f"config.json says no length that the model can read; add {LENGTHS[0]}")
+    raise BadInput(f"config.json says no length that the model can read; add {LENGTH_KEYS[0]}")

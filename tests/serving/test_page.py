@@ -88,9 +88,14 @@ def test_an_answer_streams_in_and_its_tokens_show_their_probabilities(page, serv
     assert all(url.startswith(server.url) for url in page.requested), "nobody else is asked"
 
 
-def test_stop_ends_an_answer_and_frees_its_row(page, server, monkeypatch):
+def slow_down(server, monkeypatch):
+    """An answer takes long enough to be interrupted."""
     real = server.worker.engine.step
     monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.05), real()))
+
+
+def test_stop_ends_an_answer_and_frees_its_row(page, server, monkeypatch):
+    slow_down(server, monkeypatch)
     page.run("$('clear').click(); $('most').value = 90; $('mode').value = 'text'")
     page.send("Returns")
     page.until("document.querySelector('.model .token') !== null")
@@ -101,8 +106,7 @@ def test_stop_ends_an_answer_and_frees_its_row(page, server, monkeypatch):
 
 
 def test_clear_during_an_answer_leaves_nothing_of_it(page, server, monkeypatch):
-    real = server.worker.engine.step
-    monkeypatch.setattr(server.worker.engine, "step", lambda: (time.sleep(0.05), real()))
+    slow_down(server, monkeypatch)
     page.run("$('clear').click(); $('most').value = 60; $('mode').value = 'chat'")
     page.send("Hello")
     page.until("document.querySelector('.model .token') !== null")

@@ -16,8 +16,9 @@ from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
+from stages.exported import LENGTH_KEYS
 from stages.first_weights import problem_of_first_weights
-from stages.imported import LENGTHS, import_folder
+from stages.imported import import_folder
 from tests.stages.twins import CONTEXT_LENGTH, OURS, TOKEN_IDS, VOCAB_SIZE, decoder, exported, ours_of
 
 CASES = {"qwen3": False, "gemma3": False, "gpt2": False, "mixtral": False, "own code": True}
@@ -82,7 +83,7 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(import_, [str(tmp_path / "theirs"), "--out", "inputs/theirs"])
     assert isinstance(done.exception, BadInput) and "download looks for documents" in str(done.exception)
     settings = json.loads((tmp_path / "theirs/config.json").read_text())
-    without = {key: value for key, value in settings.items() if key not in LENGTHS}
+    without = {key: value for key, value in settings.items() if key not in LENGTH_KEYS}
     (tmp_path / "theirs/config.json").write_text(json.dumps(without))
     with pytest.raises(BadInput, match="no length"):
         import_folder(tmp_path / "theirs", tmp_path / "other")

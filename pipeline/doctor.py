@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline import links
+from pipeline import dvc_program, links
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def databases(root: Path) -> Finding:
 
 def _database_places(root: Path) -> Iterator[tuple[str, Path, str]]:
     local = "`dvc config --local core.site_cache_dir /local/folder`"
-    yield "DVC's state", Path(links.dvc_setting(root, "core.site_cache_dir") or "/var/tmp/dvc"), local
+    yield "DVC's state", Path(dvc_program.dvc_setting(root, "core.site_cache_dir") or "/var/tmp/dvc"), local
     yield (
         "DVC's folder",
         root / ".dvc" / "tmp",
@@ -198,7 +198,7 @@ def git(root: Path) -> Finding:
 
 
 def dvc(root: Path) -> Finding:
-    answer = links.dvc(root, "status", "--json")
+    answer = dvc_program.dvc(root, "status", "--json")
     if answer.returncode:
         return Finding("dvc", "failure", _first(answer.stderr), "mend dvc.yaml; `dvc status` says more")
     return Finding("dvc", "ok", "dvc.yaml is valid, the cache can be read")

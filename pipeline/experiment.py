@@ -26,8 +26,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.dvc_program import dvc
 from pipeline.graph import Graph
-from pipeline.links import cache_folder, dvc
+from pipeline.links import cache_folder
 from pipeline.params_view import refuse_wrong
 from pipeline.reproduce import stale_stages
 from pipeline.smoke import alone_in, copy_working_tree, override_params

@@ -154,7 +154,7 @@ def run_dvc_gc(root: Path, dry: bool) -> str:
     Raises:
         BadInput: it refused, with its reason.
     """
-    from pipeline.links import dvc
+    from pipeline.dvc_program import dvc
     from pipeline.registered import projects
 
     with projects(root) as registered:

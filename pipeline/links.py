@@ -11,14 +11,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import environment
-from pipeline.programs import bound
+from pipeline.dvc_program import dvc, dvc_setting
 
 CLONE_FILE = 0x40049409  # FICLONE of linux/fs.h
 CHEAP_LINKS = "hardlink,symlink"
@@ -67,12 +64,6 @@ def configured(root: Path) -> str:
     return dvc_setting(root, "cache.type")
 
 
-def dvc_setting(root: Path, name: str) -> str:
-    """A setting of DVC as it resolves it; empty where it is not set."""
-    answer = dvc(root, "config", name)
-    return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
 def configure(root: Path) -> str:
     """Writes .dvc/config.local where reflinks do not work and nobody has chosen; tells what holds now."""
     cache = cache_folder(root)
@@ -85,20 +76,6 @@ def configure(root: Path) -> str:
         return f"DVC {'reflinks' if working else 'copies'} files from its cache; nothing to set"
     dvc(root, "config", "--local", "cache.type", CHEAP_LINKS).check_returncode()
     return f"no reflinks here: cache.type = {CHEAP_LINKS} is set in .dvc/config.local"
-
-
-def dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `dvc` and returns what it said. Ctrl-C in the terminal reaches us alone, who decide; it dies with us."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    return subprocess.run(
-        bound(command),
-        cwd=root,
-        env=environment.for_programs(),
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import environment
-from pipeline.links import dvc
+from pipeline.dvc_program import dvc, dvc_command
 from pipeline.programs import STOPPED, programs
 
 Outcome = Literal["Unchanged", "Cached", "Completed", "Failed", "Busy", "Stopped", "NotRun"]
@@ -103,7 +102,7 @@ def _dvc(arguments: list[str], workspace: Workspace, say: Callable[[str], None])
         if line.strip() and not line.strip().startswith(REPEATED):
             say(line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    command = dvc_command(workspace.directory, *arguments)
     exit_code = programs.run(command, workspace.directory, environment.for_programs(workspace.variables), on_line)
     return exit_code, "\n".join(lines)
 

@@ -23,7 +23,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ import psutil
 
 from pipeline import environment
 from pipeline.ablation.grid import SEED, Planned
+from pipeline.dvc_program import dvc_command
 from pipeline.graph import plain_params, read_graph
 from pipeline.programs import programs
 from pipeline.reproduce import CACHED, UNCHANGED
@@ -168,7 +168,7 @@ class Runner:
     def _run_now(self, one: Planned) -> str:
         if programs.stopped_by:
             return "not begun"
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", one.name]
+        command = dvc_command(self._desk, "exp", "run", "--temp", "--name", one.name)
         command += [part for override in one.overrides for part in ("--set-param", override)] + list(self.targets)
         for attempt in range(1 + RETRIES):
             code, last = self._attempt(one, command)

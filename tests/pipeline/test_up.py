@@ -85,7 +85,7 @@ class Team:
         return f"{self.state(run)['name']}: {self.state(run)['message']}"
 
     def stages(self, run: str) -> dict[str, str]:
-        """The last state of each task of a flow run that has ended; they come to the server as events, later than it."""
+        """The last state of each task of a flow run that has ended: they reach the server as events, after its end."""
 
         def last_states() -> list[tuple[str, dict[str, Any]]]:
             found = self.ask("task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run]}}})

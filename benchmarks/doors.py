@@ -142,7 +142,7 @@ class Door:
         scratch = self.root / ".dvc/tmp/millrace/train"
         shutil.rmtree(scratch, ignore_errors=True)
         process = self.start(TRAIN)
-        while not list(scratch.glob("*/step-????????")):
+        while not any(int(path.name[5:]) for path in scratch.glob("*/step-????????")):
             if process.poll() is not None:
                 raise SystemExit(f"{self.name}: ended before its training:\n{process.communicate()[0]}")
             time.sleep(0.02)

@@ -12,10 +12,24 @@ import ctypes
 import os
 import sys
 
+KEPT_BYTES = 1 << 26
+
 
 def use_system_allocator() -> None:
     """Arrow reads this when it is imported, so call it before."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
+def keep_freed() -> None:
+    """Lets this process and its workers use freed memory again, where the C library would give back whatever array of a
+    batch is freed, and get it again page by page for the next: a tenth of the time of dedup. `release_freed` still
+    gives it back."""
+    if sys.platform == "linux":
+        trim_threshold, map_threshold = -1, -3
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt:
+            mallopt(map_threshold, KEPT_BYTES)
+            mallopt(trim_threshold, 2 * KEPT_BYTES)
 
 
 def release_freed() -> None:

@@ -43,7 +43,7 @@ from stages.utf8 import text_buffers
 
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 21
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 18
 PREFIX_BITS = 6
 Numbers = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]

@@ -114,7 +114,9 @@ def run_stage(root: Path, params: dict[str, Any], workers: int) -> None:
     from stages.dedup.stage import run
     from stages.entry import Job
     from stages.execution import Execution
+    from stages.memory import keep_freed
 
+    keep_freed()  # as stages/dedup/__main__.py does
     job = Job("dedup", root, Execution(workers=workers))
     job.prepare()
     run(job, DedupParams(**params))

@@ -1,4 +1,4 @@
-"""Eight bytes at a time in compiled kernels: loads and stores at any place, and the first byte of a kind.
+"""Eight bytes at a time in compiled kernels: loads and stores at any place, and which of 64 bytes are not 0.
 
 Most words have up to eight letters, so one load, a few operations and one store take the place of a loop.
 Bytes are in little-endian order: the first is the lowest.
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from stages.compiled import inline_kernel
 
-ONES, HIGH_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+HIGH_BITS = np.uint64(0x8080808080808080)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, place: Any) -> Any:
@@ -57,17 +57,30 @@ def trailing_zeros(context, value):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), generate
 
 
-@inline_kernel
-def letters_before_stop(packed: np.uint64) -> np.int64:
-    """How many of eight bytes come before the first that is 0 or 0x80 and above; 8 if none is."""
-    stops = ((packed - ONES) & ~packed | packed) & HIGH_BITS
-    return np.int64(trailing_zeros(stops) >> np.uint64(3))  # type: ignore[call-arg]
+@intrinsic
+def count_ones(context, value):  # type: ignore[no-untyped-def]
+    """The number of one bits."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
 
 
-@inline_kernel
-def zeros_before_byte(packed: np.uint64) -> np.int64:
-    """How many of eight bytes come before the first that is not 0; 8 if all are."""
-    return np.int64(trailing_zeros(packed) >> np.uint64(3))  # type: ignore[call-arg]
+@intrinsic
+def bytes_set(context, array, place):  # type: ignore[no-untyped-def]
+    """64 bits: bit i says that array[place + i] is not 0; nobody checks that the bytes are there."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        block = ir.VectorType(ir.IntType(8), 64)
+        pointer = builder.bitcast(
+            _pointer(context, builder, signature.args[0], arguments[0], place), block.as_pointer()
+        )
+        is_set = builder.icmp_unsigned("!=", builder.load(pointer, align=1), ir.Constant(block, [0] * 64))
+        return builder.bitcast(is_set, ir.IntType(64))
+
+    return types.uint64(array, place), generate
 
 
 @inline_kernel

@@ -12,10 +12,34 @@ import ctypes
 import os
 import sys
 
+MAPPED_BYTES = 1 << 20
+KEPT_BYTES = 1 << 26
+TRIM_THRESHOLD, MAP_THRESHOLD = -1, -3
+
 
 def use_system_allocator() -> None:
-    """Arrow reads this when it is imported, so call it before."""
+    """Arrow reads this when it is imported, so call it before.
+
+    What takes a megabyte or more is mapped by itself and goes back when it is freed. Left alone, the C library raises
+    that bound to whatever was freed, up to 32 MB, and the heap grows around a few strings that stay: from 62 to 130 MB
+    while 8 files of 68 MB are read one after the other, where 23 MB are enough.
+    """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    _set({MAP_THRESHOLD: MAPPED_BYTES})
+
+
+def keep_freed() -> None:
+    """Lets this process and its workers use freed memory again, up to arrays of 64 MB, where it would go back after
+    each batch, and come again page by page for the next: a tenth of the time of dedup. `release_freed` gives it back.
+    """
+    _set({MAP_THRESHOLD: KEPT_BYTES, TRIM_THRESHOLD: 2 * KEPT_BYTES})
+
+
+def _set(options: dict[int, int]) -> None:
+    """Options of glibc's allocator; other C libraries have none."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def release_freed() -> None:

@@ -21,13 +21,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.compiled import inline_kernel, kernel
-from stages.eight_bytes import first_bytes, letters_before_stop, load, store, zeros_before_byte
+from stages.compiled import bare_kernel, inline_kernel, kernel
+from stages.eight_bytes import HIGH_BITS, bytes_set, count_ones, first_bytes, load, store, trailing_zeros
 from stages.unicode import LETTER, LONE, MARK, NUMBER, UNICODE_SHA256, tables
 from stages.utf8 import Bytes, Offsets, decode
 
 NORMALISATION = 2
 WORD = LETTER | MARK | NUMBER
+BLOCK = 4096
+ROOM = 128
 SEED = np.uint64(0x243F6A8885A308D3)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 FIRST_FACTOR, SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
@@ -60,11 +62,13 @@ def shingle_texts(data: Bytes, offsets: Offsets, ngram: int) -> Shingled:
     n_texts, n_bytes = len(offsets) - 1, int(offsets[-1])
     data = data.view()
     data.flags.writeable = False  # one type for the compiler, whatever the buffer is
-    shingles = np.empty(n_bytes // 2 + n_texts + 1, np.uint64)  # a word and its end are two bytes or more
+    shingles = np.empty(n_bytes // 2 + n_texts + 2, np.uint64)  # a word and its end are two bytes or more
     normal = np.empty(n_bytes + n_bytes // 2 + 4 * n_texts + 32, np.uint8)  # lower case may take 3 bytes for 2
     ends, normal_ends = np.zeros(n_texts + 1, np.int64), np.zeros(n_texts + 1, np.int64)
     classes, lower = tables()
-    _shingle(data, offsets, classes, lower, ngram, normal, normal_ends, shingles, ends)
+    mapped = np.empty(int(np.diff(offsets).max(initial=0)) + 2 * ROOM, np.uint8)
+    edges = np.empty(BLOCK + 8, np.int64)
+    _shingle(data, offsets, classes, lower, ngram, mapped, edges, normal, normal_ends, shingles, ends)
     return Shingled(shingles[: ends[-1]], ends, normal[: normal_ends[-1]], normal_ends)
 
 
@@ -88,7 +92,7 @@ def _finished(state: np.uint64, n_bytes: int) -> np.uint64:
     return state ^ (np.uint64(n_bytes) * SECOND_FACTOR)
 
 
-@kernel
+@bare_kernel
 def _hash_bytes(data, begin, end):  # type: ignore[no-untyped-def]
     """The hash of a word that stands at data[begin:end], with 8 bytes of room after it."""
     state = SEED
@@ -129,7 +133,7 @@ def _map_ascii(data, mapped):  # type: ignore[no-untyped-def]
         mapped[place] = lower if is_letter | is_other else np.uint8(0)
 
 
-@kernel
+@bare_kernel
 def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no-untyped-def]
     """Copies the word that begins at `place` to normal[at:], if one does; for any characters.
 
@@ -156,74 +160,123 @@ def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no
     return place + width if at == first else place, at
 
 
-@kernel
-def _shingle(data, offsets, classes, lower, ngram, normal, normal_ends, shingles, ends):  # type: ignore[no-untyped-def]
-    highest = np.uint64(1)
+@bare_kernel
+def _find_edges(mapped, begin, end, edges, count):  # type: ignore[no-untyped-def]
+    """Adds to edges[count:] where runs of bytes that are not 0 begin and end, in turn; gives the new count.
+
+    64 bytes at a time: a bit that differs from the one before it is an edge. A run that goes on beyond `end` has no
+    end yet.
+    """
+    inside = np.uint64(count & 1)
+    for block in range(begin, end, 64):
+        bits = bytes_set(mapped, block)
+        found = bits ^ (bits << np.uint64(1) | inside)
+        inside = bits >> np.uint64(63)
+        n_found = np.int64(count_ones(found))
+        for at in range(count, count + n_found, 4):  # four at a time: how many there are, nothing could predict
+            for k in range(4):
+                edges[at + k] = block + np.int64(trailing_zeros(found))
+                found &= found - np.uint64(1)
+        count += n_found
+    return count
+
+
+@bare_kernel
+def _add_ascii_runs(mapped, edges, edge, n_edges, normal, at, hashes, count):  # type: ignore[no-untyped-def]
+    """Adds the runs from edges[edge] on as words, up to the first that is not all ASCII; gives where it stopped.
+
+    Few words have more than 16 bytes: shorter ones take no branch, which nothing could predict. Without a call in the
+    loop all it needs stays in registers.
+    """
+    while edge + 1 < n_edges:
+        begin = edges[edge]
+        n_bytes = edges[edge + 1] - begin
+        packed, more = load(mapped, begin), load(mapped, begin + 8)
+        store(normal, at, packed)
+        store(normal, at + 8, more)
+        first, rest = first_bytes(packed, min(n_bytes, 8)), first_bytes(more, min(max(n_bytes - 8, 0), 8))
+        seen = first | rest
+        once = _absorbed(SEED, first)
+        state = _absorbed(once, rest) if n_bytes > 8 else once
+        if n_bytes > 16:
+            for place in range(16, n_bytes, 8):
+                packed = load(mapped, begin + place)
+                store(normal, at + place, packed)
+                packed = first_bytes(packed, min(n_bytes - place, 8))
+                seen |= packed
+                state = _absorbed(state, packed)
+        if seen & HIGH_BITS != 0:
+            break
+        hashes[count] = _finished(state, n_bytes)
+        count += 1
+        at += n_bytes
+        normal[at] = 32
+        at += 1
+        edge += 2
+    return edge, at, count
+
+
+@bare_kernel
+def _add_other_run(data, begin, end, classes, lower, normal, at, hashes, count):  # type: ignore[no-untyped-def]
+    """Adds the words of data[begin:end], which is not all ASCII: none, one or more; gives the new `at` and `count`."""
+    place = begin
+    while place < end:
+        place, stop = _copy_word(data, place, end, classes, lower, normal, at)
+        if stop > at:
+            hashes[count] = _hash_bytes(normal, at, stop)
+            count += 1
+            normal[stop] = 32
+            at = stop + 1
+    return at, count
+
+
+@bare_kernel
+def _roll(hashes, begin, end, ngram):  # type: ignore[no-untyped-def]
+    """Puts the shingles of the words hashes[begin + 1 : end] in their place, from hashes[begin] on; gives their end."""
+    highest, rolled = np.uint64(1), np.uint64(0)
     for _ in range(ngram):
         highest *= MULTIPLIER
-    window = np.zeros(ngram, np.uint64)  # the hashes of the last words
-    longest = 0
-    for text in range(len(offsets) - 1):
-        longest = max(longest, offsets[text + 1] - offsets[text])
-    mapped = np.empty(longest + 32, np.uint8)  # a text in which what is no ASCII word is 0, or 0x80 and above
+    first = min(begin + 1 + ngram, end)
+    for place in range(begin + 1, first):
+        rolled = rolled * MULTIPLIER + hashes[place]
+    hashes[begin] = mixed(rolled)
+    for place in range(first, end):
+        rolled = rolled * MULTIPLIER + (hashes[place] - hashes[place - ngram] * highest)
+        hashes[place - ngram] = mixed(rolled)
+    return begin + 1 + max(end - first, 0)
+
+
+@bare_kernel
+def _shingle(data, offsets, classes, lower, ngram, mapped, edges, normal, normal_ends, shingles, ends):  # type: ignore[no-untyped-def]
+    """Fills all after `edges`. `mapped` has room for the longest text, `edges` for those of a block.
+
+    The hashes of a text's words stand where its shingles then do, one place further on.
+    """
     at = count = 0
     for text in range(len(offsets) - 1):
         begin, n_bytes = offsets[text], offsets[text + 1] - offsets[text]
         _map_ascii(data[begin : begin + n_bytes], mapped)
-        mapped[n_bytes : n_bytes + 32] = 0
-        n_words = slot = place = 0
-        rolled = np.uint64(0)
-        while place < n_bytes:
-            skipped = zeros_before_byte(load(mapped, place))
-            place += skipped
-            if skipped == 8 or place >= n_bytes:
-                continue
-            # Sixteen bytes at a time and no branch on where the word ends, which nothing could predict.
-            first, state, stop = at, SEED, 16
-            while stop == 16:
-                packed, more = load(mapped, place), load(mapped, place + 8)
-                store(normal, at, packed)
-                store(normal, at + 8, more)
-                stop = letters_before_stop(packed)
-                rest = letters_before_stop(more) if stop == 8 else 0
-                once = _absorbed(state, first_bytes(packed, stop))
-                twice = _absorbed(once, first_bytes(more, rest))
-                once = once if stop > 0 else state
-                state = twice if rest > 0 else once
-                stop += rest
-                at += stop
-                place += stop
-            if mapped[place] == 0:
-                value = _finished(state, at - first)
-            else:
-                place -= at - first
-                after, at = _copy_word(data, begin + place, begin + n_bytes, classes, lower, normal, first)
-                place = after - begin
-                if at == first:
-                    continue
-                value = _hash_bytes(normal, first, at)
-            normal[at] = 32
-            at += 1
-            rolled = rolled * MULTIPLIER + value
-            if n_words >= ngram:
-                rolled -= window[slot] * highest
-            window[slot] = value
-            slot = 0 if slot + 1 == ngram else slot + 1
-            n_words += 1
-            if n_words >= ngram:
-                shingles[count] = mixed(rolled)
-                count += 1
-        if n_words == 0:
-            first = at
-            for place in range(n_bytes):
-                normal[at] = data[begin + place]
-                at += 1
-            rolled = _hash_bytes(normal, first, at)
-        else:
+        mapped[n_bytes : n_bytes + ROOM] = 0
+        first, last = at, count + 1
+        n_edges = 0
+        for block in range(0, n_bytes + 1, BLOCK):  # the byte after the text ends its last run
+            n_edges = _find_edges(mapped, block, min(block + BLOCK, n_bytes + 1), edges, n_edges)
+            edge, at, last = _add_ascii_runs(mapped, edges, 0, n_edges, normal, at, shingles, last)
+            while edge + 1 < n_edges:
+                run, end = begin + edges[edge], begin + edges[edge + 1]
+                at, last = _add_other_run(data, run, end, classes, lower, normal, at, shingles, last)
+                edge, at, last = _add_ascii_runs(mapped, edges, edge + 2, n_edges, normal, at, shingles, last)
+            edges[0] = edges[n_edges - 1]  # of a run that has no end yet
+            n_edges &= 1
+        if last > count + 1:
             at -= 1  # no space after the last word
-        if n_words < ngram:
-            shingles[count] = mixed(rolled)
-            count += 1
+        else:
+            for place in range(begin, begin + n_bytes):
+                normal[at] = data[place]
+                at += 1
+            shingles[last] = _hash_bytes(normal, first, at)
+            last += 1
+        count = _roll(shingles, count, last, ngram)
         normal_ends[text + 1], ends[text + 1] = at, count
 
 

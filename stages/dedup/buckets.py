@@ -24,12 +24,13 @@ import numpy.typing as npt
 
 from stages.compiled import kernel
 from stages.dedup.order import NONE
-from stages.dedup.sketch import Numbers, Sketches
+from stages.dedup.sketch import PREFIX_BITS, Numbers, Sketches
 
 ALL_PAIRS_UP_TO = 64
 PART_ENTRIES = 1 << 20
 TASK_ENTRIES = 1 << 18
-MOST_PARTS = 64
+MOST_PARTS = 1 << PREFIX_BITS
+SLOTS_OF_KEY = 8
 Pairs = npt.NDArray[np.uint64]
 
 
@@ -115,10 +116,22 @@ def band_buckets(item: BucketItem, band: int) -> tuple[Numbers, npt.NDArray[np.i
 
 
 def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """The places of keys that occur twice or more: few of most corpora, so the rest is not sorted with care."""
-    order = np.argsort(keys)
-    same = keys[order[1:]] == keys[order[:-1]]
-    return order[np.concatenate(([False], same)) | np.concatenate((same, [False]))] if len(keys) else order
+    """The places of keys that occur twice or more, few of most corpora, and of some that do not: the rest need not be
+    sorted."""
+    bits = (SLOTS_OF_KEY * len(keys)).bit_length()
+    return np.flatnonzero(_shares_slot(keys, np.zeros(1 << bits, np.uint8)))
+
+
+@kernel
+def _shares_slot(keys, n_keys):  # type: ignore[no-untyped-def]
+    """Which keys end in the same bits as another, given a table of zeros for the number of keys by these bits."""
+    mask = np.uint64(len(n_keys) - 1)
+    for key in keys:
+        n_keys[key & mask] = min(n_keys[key & mask] + 1, 2)
+    shared = np.empty(len(keys), np.bool_)
+    for at in range(len(keys)):
+        shared[at] = n_keys[keys[at] & mask] > 1
+    return shared
 
 
 @kernel

@@ -9,10 +9,10 @@ folder of a shard's sketch holds, for its n documents:
     reserved.npy        bool[n]              whether it is validation or test text
     keys.bin, rows.bin  uint64[bands + 1, n], uint32[bands + 1, n]
 
-The last two are the bands: in each row of `keys` the keys of one band in ascending order, and in `rows` whose
-they are. So the documents whose key begins with given bits lie side by side, and a task that compares one
-part of one band over all shards reads 12 bytes for each of its documents and nothing else. Row number
-`bands` stands for the exact hash, of which it has the upper half.
+The last two are the bands: in each row of `keys` the keys of one band, ascending by their first six bits, and
+in `rows` whose they are. So the documents whose key begins with given bits (six at most) lie side by side, and a
+task that compares one part of one band over all shards reads 12 bytes for each of its documents and nothing else.
+Row number `bands` stands for the exact hash, of which it has the upper half.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from stages.compiled import kernel
 from stages.dedup.minhash import Signatures, band_keys, signatures_of
 from stages.dedup.params import DedupParams
 from stages.errors import BadInput
@@ -42,7 +43,8 @@ from stages.utf8 import text_buffers
 
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 21
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 18
+PREFIX_BITS = 6
 Numbers = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]
 
@@ -74,12 +76,28 @@ def write_sketch(item: SketchItem, folder: Path) -> None:
             reserved.append(np.array([split != "train" for split in batch.column("split").to_pylist()], np.bool_))
     hashes = np.concatenate([*exact, np.empty((0, 2), np.uint64)])
     all_keys = np.concatenate([np.concatenate([*keys, np.empty((item.bands, 0), np.uint64)], axis=1), hashes[:, :1].T])
-    rows = np.argsort(all_keys, axis=1)  # readers put equal keys in order themselves
-    np.take_along_axis(all_keys, rows, axis=1).tofile(folder / "keys.bin")
-    rows.astype(np.uint32).tofile(folder / "rows.bin")
+    grouped, rows = np.empty_like(all_keys), np.empty(all_keys.shape, np.uint32)
+    _group(all_keys, grouped, rows)
+    grouped.tofile(folder / "keys.bin")
+    rows.tofile(folder / "rows.bin")
     np.save(folder / "exact.npy", hashes)
     np.save(folder / "sizes.npy", np.concatenate([*sizes, np.empty(0, np.uint32)]))
     np.save(folder / "reserved.npy", np.concatenate([*reserved, np.empty(0, np.bool_)]))
+
+
+@kernel
+def _group(keys, grouped, rows):  # type: ignore[no-untyped-def]
+    """Puts the keys of each band in order of their first `PREFIX_BITS` bits, the rest as they come, with their rows."""
+    shift = np.uint64(64 - PREFIX_BITS)
+    for band in range(len(keys)):
+        places = np.zeros((1 << PREFIX_BITS) + 1, np.int64)
+        for key in keys[band]:
+            places[np.int64(key >> shift) + 1] += 1
+        places = np.cumsum(places)
+        for row in range(keys.shape[1]):
+            prefix = np.int64(keys[band, row] >> shift)
+            grouped[band, places[prefix]], rows[band, places[prefix]] = keys[band, row], row
+            places[prefix] += 1
 
 
 def mapped(path: Path, kind: npt.DTypeLike) -> np.ndarray:
@@ -183,7 +201,7 @@ class Sketches:
         return (np.load(folder / f"{name}.npy") for folder in self.folders)
 
     def entries(self, band: int, prefix: int, bits: int) -> tuple[npt.NDArray[np.uint64], Positions]:
-        """The keys of a band whose first `bits` bits are `prefix`, and the positions of their documents."""
+        """The keys of a band whose first `bits` bits (`PREFIX_BITS` at most) are `prefix`, and whose they are."""
         keys, positions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for start, stop, folder in zip(self.starts.tolist(), self.starts[1:].tolist(), self.folders, strict=False):
             first = band * (stop - start)

@@ -96,10 +96,9 @@ def describe(download: DownloadParams, packages: dict[str, str], shards: list[di
     """
     documents = sum(shard["rows"] for shard in shards)
     if not documents:
-        raise BadInput(
-            f"the source {download.source} gave no document within download.max_documents "
-            f"{download.max_documents} and download.max_bytes {download.max_bytes} (0 = no limit)"
-        )
+        limits = f"download.max_documents {download.max_documents} and download.max_bytes {download.max_bytes}"
+        within = f" within {limits} (0 = no limit)" if download.max_documents or download.max_bytes else ""
+        raise BadInput(f"the source {download.source} gave no document{within}; add some, or see download.source")
     hashes = "\n".join(shard["sha256"] for shard in shards)
     revision = download.revision if download.source == "huggingface" else hashlib.sha256(hashes.encode()).hexdigest()
     manifest: dict[str, Any] = {

@@ -36,7 +36,7 @@ from stages.dedup.decide import (
     verified_removals,
 )
 from stages.dedup.lists import metadata_of, write_lists
-from stages.dedup.order import NONE, write_order
+from stages.dedup.order import NONE, load_positions, write_order
 from stages.dedup.params import DedupParams
 from stages.dedup.report import Texts, write_report
 from stages.dedup.sketch import Sketches, SketchItem, write_sketch
@@ -82,6 +82,7 @@ def run(job: Job, dedup: DedupParams) -> None:
     metrics = {
         "documents_in": len(corpus.sketches),
         "documents_out": len(corpus.sketches) - len(removals.documents),
+        **count_bytes(corpus, removals),
         **{f"{rule}_removed": count for rule, count in counts.items()},
         "clusters": len(sizes),
         "largest_cluster": int(sizes.max(initial=0)),
@@ -89,6 +90,15 @@ def run(job: Job, dedup: DedupParams) -> None:
     write_json(job.staging / "metrics.json", metrics)
     removed = ", ".join(f"{count} {rule}" for rule, count in counts.items())
     say(f"dedup: removed {removed} of {len(corpus.sketches):,}")
+
+
+def count_bytes(corpus: Corpus, removals: Removals) -> dict[str, int]:
+    """UTF-8 bytes of all documents, and of those that stay."""
+    positions = load_positions(corpus.order)[removals.documents].astype(np.int64)
+    sizes = [array.astype(np.int64) for array in corpus.sketches.arrays("sizes")]
+    gone = sum(int(sizes[shard][rows].sum()) for shard, rows, _ in corpus.sketches.by_shard(positions))
+    found = sum(int(array.sum()) for array in sizes)
+    return {"bytes_in": found, "bytes_out": found - gone}
 
 
 def read_corpus(job: Job, dedup: DedupParams) -> Corpus:

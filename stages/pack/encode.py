@@ -4,8 +4,8 @@ A document of tokens t1 .. tn takes n + 1 slots: end-of-text, which is its first
 Documents stand end to end in the order of the shard, and shards in the order of their names, so a
 split is one long sequence of slots over several files. Special strings in the text are ordinary text.
 
-    00000.parquet: "a b" (train), "c" (test)   ->   train.tokens  E a b     train.parquet  id source tokens=3
-                                                    test.tokens   E c       test.parquet   id source tokens=2
+    00000.parquet: "a b" (train), "c" (test)   ->   train.tokens  E a b     train.parquet  id source tokens=3 bytes=3
+                                                    test.tokens   E c       test.parquet   id source tokens=2 bytes=1
 
 A shard is encoded once for a tokenizer and stays in scratch (stages/tasks.py): a shard that changes is
 encoded again, the others are not.
@@ -36,7 +36,7 @@ from stages.utf8 import text_buffers
 from stages.vocabulary import load_tokenizer, roles_of
 
 BATCH_BYTES = 1 << 20
-DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64())])
+DOCUMENTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64()), ("bytes", pa.int64())])
 Ids = npt.NDArray[np.uint32]
 
 
@@ -105,11 +105,10 @@ def encode_part(part: Part, folder: Path, tokenizer: TokenizerFile) -> None:
         for batch in part.batches(["id", "text", "source", "split"]):
             for split in SPLITS:
                 for piece in by_bytes(batch.filter(pc.equal(batch["split"], split))):
-                    flat, lengths = with_starts(
-                        *encoder.encode_buffers(*text_buffers(piece["text"])), start, tokenizer.dtype
-                    )
+                    data, offsets = text_buffers(piece["text"])
+                    flat, lengths = with_starts(*encoder.encode_buffers(data, offsets), start, tokenizer.dtype)
                     tokens[split].write(flat.data)
-                    columns = [piece["id"], piece["source"], pa.array(lengths)]
+                    columns = [piece["id"], piece["source"], pa.array(lengths), pa.array(np.diff(offsets))]
                     tables[split].write_batch(pa.record_batch(columns, schema=DOCUMENTS))
                     if split == "test":
                         texts = piece["text"].to_pylist()

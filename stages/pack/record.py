@@ -1,6 +1,6 @@
 """Writes what became of each kept document, for `millrace data explain`, `stats` and `inspect`.
 
-    documents/SPLIT.parquet          id, source, tokens, copies: in the order in which rows number documents
+    documents/SPLIT.parquet          id, source, tokens, bytes, copies: in the order in which rows number documents
     documents/contaminated.parquet   training documents that share text with evaluation files (decontaminate.py)
     documents/leaks.parquet          training documents that nearly repeat a reserved one (leaks.py)
 
@@ -25,7 +25,7 @@ from stages.splits import Split
 
 TAKEN = DOCUMENTS.append(pa.field("copies", pa.uint16()))
 LEAKS = pa.schema([("id", pa.string()), ("reserved_id", pa.string()), ("jaccard", pa.float64())])
-COUNTS = ("documents", "tokens", "repeated_tokens", "left_out_tokens")
+COUNTS = ("documents", "bytes", "tokens", "repeated_tokens", "left_out_tokens")
 
 
 class Record:
@@ -51,7 +51,7 @@ class Record:
             copies: how often each document of each part is taken; None: all once.
 
         Returns:
-            per source: documents and tokens taken, with their copies; how many of the tokens are in second
+            per source: documents, bytes and tokens taken, with their copies; how many of the tokens are in second
             and further copies, and how many tokens were left out.
         """
         sources: dict[str, dict[str, int]] = {}
@@ -66,7 +66,13 @@ class Record:
 
 def _count(sources: dict[str, dict[str, int]], table: pa.Table, times: np.ndarray) -> None:
     tokens = table["tokens"].to_numpy()
-    values = (times, tokens * times, tokens * np.maximum(times - 1, 0), tokens * (times == 0))
+    values = (
+        times,
+        table["bytes"].to_numpy() * times,
+        tokens * times,
+        tokens * np.maximum(times - 1, 0),
+        tokens * (times == 0),
+    )
     counted = {name: pa.array(column) for name, column in zip(COUNTS, values, strict=True)}
     grouped = pa.table({"source": table["source"], **counted}).group_by("source")
     for row in grouped.aggregate([(name, "sum") for name in COUNTS]).to_pylist():

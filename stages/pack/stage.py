@@ -71,6 +71,7 @@ def run(job: Job, pack: PackParams) -> None:
         needless_cuts += layout.needless_cuts
         dropped += layout.n_tokens - index["tokens"]
         metrics[f"tokens_{split}"] = index["tokens"]
+        metrics[f"bytes_{split}"] = sum(source["bytes"] for source in sources.values())
         if split == "train":
             metrics["padding_ratio"] = index["padding"] / (index["rows"] * pack.context_length)
             metrics |= {

@@ -105,6 +105,8 @@ def test_removals_and_keep_list_add_up(tmp_path: Path) -> None:
     metrics, removals, keep = result["metrics"], result["removals"], result["keep"]
     assert metrics["documents_in"] == len(documents) == len(keep) + len(removals)
     assert metrics["documents_out"] == len(keep)
+    assert metrics["bytes_in"] == sum(len(text.encode()) for text in texts.values())
+    assert metrics["bytes_out"] == sum(len(texts[name].encode()) for name in keep)
     assert len(removals) == metrics["exact_removed"] + metrics["near_removed"] + metrics["leaked_removed"]
     assert list(keep) == sorted(keep) and list(removals) == sorted(removals)
     assert metrics["clusters"] == len({keep[row["kept_id"]] for row in removals.values()})

@@ -105,6 +105,8 @@ def test_tokens_are_accounted_for(root: Path) -> None:
     record = pq.read_table(out / "documents/train.parquet")
     assert record["id"].to_pylist() == [document.id for document in documents() if document.split == "train"]
     assert np.dot(record["tokens"].to_numpy(), record["copies"].to_numpy()) == metrics["tokens_train"]
+    assert np.dot(record["bytes"].to_numpy(), record["copies"].to_numpy()) == metrics["bytes_train"]
+    assert alone["bytes_train"] == sum(len(doc.text.encode()) for doc in documents() if doc.split == "train")
 
 
 def test_rows_of_a_mixture_depend_on_no_number_of_workers(root: Path) -> None:

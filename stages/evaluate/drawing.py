@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+FEW = 30
+
 
 def chart(traces: list[dict[str, Any]], title: str, across: str, up: str, **layout: Any) -> dict[str, Any]:
     axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": up}}}
@@ -15,12 +17,14 @@ def chart(traces: list[dict[str, Any]], title: str, across: str, up: str, **layo
 
 
 def line(xs: list[Any], ys: list[Any], name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "name": name, **more}
+    """With markers where there are few points, as a single one is no line."""
+    mode = "lines" if len(xs) > FEW else "lines+markers"
+    return {"type": "scatter", "mode": mode, "x": xs, "y": ys, "name": name, **more}
 
 
-def place(name: str, tall: bool = False) -> str:
+def place(name: str, tall: bool = False, hidden: bool = False) -> str:
     """Where page.js draws the chart of this name."""
-    return f'<div class="chart{" tall" if tall else ""}" id="{name}"></div>'
+    return f'<div class="chart{" tall" if tall else ""}" id="{name}"{" hidden" if hidden else ""}></div>'
 
 
 def table(rows: Sequence[Sequence[str]], text: bool = False) -> str:

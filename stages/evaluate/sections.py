@@ -87,8 +87,8 @@ def data(funnel: Funnel, pack: dict[str, Any]) -> str:
     removed = table([["why documents went", "documents"], *([name, number(n)] for name, n in funnel.removed)])
     facts = [[name.replace("_", " "), number(value)] for name, value in pack.items() if name != "eval_sha256"]
     return (
-        f'<div class="charts">{place("da-funnel")}{place("da-bytes")}{place("da-removed")}</div>{steps}<h2>Splits</h2>{splits}'
-        f"<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
+        f'<div class="charts">{place("da-funnel")}{place("da-bytes")}{place("da-removed")}</div>{steps}'
+        f"<h2>Splits</h2>{splits}<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
     )
 
 
@@ -151,7 +151,8 @@ and directions on it mean nothing.</p>
 <option value="pca">principal components</option></select></label>
 <label>token<select id="em-token"></select></label></div>
 <div class="pair">{place("em-map", tall=True)}<div><h2>Nearest by cosine</h2>
-<table id="em-neighbours"><thead><tr><th>token</th><th>cosine</th></tr></thead><tbody></tbody></table></div></div>
+<div class="scroll"><table id="em-neighbours"><thead><tr><th>token</th><th>cosine</th></tr></thead><tbody></tbody>
+</table></div></div></div>
 {place("em-norms")}"""
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ PROBES = {
     "dead_units": "dead units of the MLP",
 }
 LOGARITHMIC = ("activation_rms", "gradient_norm", "update_to_weight")
+SPEEDS = {"tr-speed": "tokens a second", "tr-mfu": "MFU, %", "tr-memory": "most memory held, GiB"}
 SPEED = re.compile(r"step (\d+) .*tokens/s (\d+)(?: mfu ([\d.]+)%)? memory ([\d.]+) GiB")
 RAMP = ("#8957d6", "#3b7dd8", "#1b9c8a", "#55ab4b", "#c28f00")  # from the first layer to the last
 
@@ -52,14 +53,13 @@ def training_charts(folder: Path) -> dict[str, Any]:
     stepped = [row for row in rows if row["loss"] and math.isfinite(float(row["loss"]))]
     reach = min(LARGEST_WINDOW, len(stepped) // SMOOTHED_PART)
     means = smoothed(np.array([float(row["loss"]) for row in stepped]), reach)
+    tokens = [int(row["tokens"]) for row in stepped]
+    calm = line(tokens[::every], means.round(6).tolist()[::every], f"smoothed over {2 * reach + 1} steps")
     loss = [
-        line(*points("loss"), "each step", opacity=0.35, line={"width": 1}),
-        line(
-            [int(row["tokens"]) for row in stepped][::every], means.round(6).tolist()[::every],
-            f"smoothed over {2 * reach + 1} steps", line={"width": 2},
-        ),
+        line(*points("loss"), "each step", opacity=0.35 if reach else 1, line={"width": 1}),
+        *([calm] if reach else []),
         line(*points("validation_loss"), "validation", mode="lines+markers", line={"width": 2, "dash": "dot"}),
-    ]  # fmt: skip
+    ]
     norm = [line(*points("grad_norm"), "grad_norm")]
     return {
         "tr-loss": chart(loss, "loss", "tokens", "nats a token"),
@@ -115,9 +115,8 @@ def speed_charts(log: Iterable[str]) -> dict[str, Any]:
     run, and so are no part of what a stage publishes for others."""
     found = [match for text in log if (match := SPEED.match(text))]
     found = found[:: math.ceil(len(found) / MOST_POINTS) or 1]
-    titles = {"tr-speed": "tokens a second", "tr-mfu": "MFU, %", "tr-memory": "most memory held, GiB"}
     charts = {}
-    for group, (name, title) in enumerate(titles.items(), start=2):
+    for group, (name, title) in enumerate(SPEEDS.items(), start=2):
         points = [(int(match[1]), float(match[group])) for match in found if match[group]]
         if points:
             steps, values = map(list, zip(*points, strict=True))
@@ -125,14 +124,15 @@ def speed_charts(log: Iterable[str]) -> dict[str, Any]:
     return charts
 
 
-def training(metrics: dict[str, Any], charts: Iterable[str], note: str) -> str:
-    """The inside of the tab: places for the charts, and the final figures."""
-    others = [name for name in charts if name != "tr-loss"]
-    plain, probes = ([n for n in others if (n[3:] in PROBES) is wanted] for wanted in (False, True))
+def training(metrics: dict[str, Any], charts: Collection[str], note: str, shown: Container[str] | None = None) -> str:
+    """The inside of the tab: places for the charts, and the final figures. Those that are not yet `shown` are hidden
+    until they have something to show."""
+    tiles = {
+        name: place(name, tall=name == "tr-loss", hidden=shown is not None and name not in shown) for name in charts
+    }
+    loss = tiles.pop("tr-loss")
     figures = [[name.replace("_", " "), number(value)] for name, value in metrics.items() if value is not None]
-    title = '<h2 class="probes">Layers</h2>' if probes else ""
     return (
-        f'{place("tr-loss", tall=True)}<div class="charts">{"".join(map(place, plain))}</div>'
-        f'{title}<div class="charts">{"".join(map(place, probes))}</div>'
+        f'{loss}<div class="charts">{"".join(tiles.values())}</div>'
         f'<div id="tr-figures">{table([["", ""], *figures])}</div><p class="note">{note}</p>'
     )

@@ -46,11 +46,12 @@ def tab(root: Path, name: str) -> tuple[str, dict[str, Any]]:
     elif not found["difference"]:
         verdict = "Measured on the same test text; the losses of its documents are not in the cache."
     else:
-        verdict = f"{THIS} less {name}: {in_words(found['difference'])}"
+        verdict = (
+            f"{THIS} less {name}: {in_words(found['difference'])} Another seed would move both: see millrace ablate."
+        )
         charts["ag-documents"] = scatter(documents(other, this), name)
-    hint = "Another seed would move both; <code>millrace ablate</code> says by how much."
     places = "".join(map(place, charts))
-    return f'<p>{escape(verdict)} {hint}</p><div class="charts">{places}</div>{tables(found, name)}', charts
+    return f'<p>{escape(verdict)}</p><div class="charts">{places}</div>{tables(found, name)}', charts
 
 
 def curves(this: Revision, other: Revision) -> dict[str, Any]:

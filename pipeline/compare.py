@@ -17,6 +17,7 @@ for that, train both with several (`millrace ablate`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.revisions import Revision
 
 ABSENT = "not there"
+HASH = re.compile("[0-9a-f]{40,}")
 
 
 @click.command()
@@ -193,7 +195,10 @@ def page(one: Revision, other: Revision, found: Mapping[str, Any]) -> Any:
 
 
 def said(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    """For a table: a hash by its first digits, and empty text as what it is."""
+    if isinstance(value, str) and value:
+        return f"{value[:12]}.." if HASH.fullmatch(value) else value
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
 def change(one: Any, other: Any) -> str:

@@ -32,7 +32,7 @@ function plot(id, traces, layout) {
     margin: { l: 50, r: 20, t: 40, b: 45 }, hovermode: "closest", xaxis: axis, yaxis: axis,
     hoverlabel: { bgcolor: t.paper, bordercolor: t.faint, font: { color: t.ink } },
     colorway: dark.matches ? ["#6cb0ff", "#ff9d5c", "#5fd38d", "#d2a8ff"] : ["#0b5cd5", "#c2410c", "#1a7f37", "#8250df"],
-    legend: { orientation: "h", y: -0.2 }, uirevision: id, // a chart that is drawn anew stays where it was zoomed to
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, uirevision: id, // a chart that is drawn anew stays where it was zoomed to
   };
   if (layout.title) base.title = { x: 0.01, xanchor: "left" };
   const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover",
@@ -276,7 +276,7 @@ if (data.embedding.tokens.length) embedding();
 async function follow() {
   let found = null;
   try { found = await (await fetch("live.json")).json(); } catch { /* whoever answered has gone */ }
-  if (!found) { 
+  if (!found) {
     byId("live").textContent = "Nobody answers: the training has ended, or the command was stopped. This is the last that was seen.";
     return;
   }

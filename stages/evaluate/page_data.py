@@ -21,6 +21,7 @@ from stages.evaluate.token_bytes import TokenBytes
 from stages.evaluate.training_tab import training_charts
 
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+FUNNEL_TEXT = "%{value:,}<br>%{percentInitial:.1%}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def funnel_charts(funnel: Funnel) -> dict[str, Any]:
     names = [step.name for step in funnel.steps]
 
     def kept(title: str, values: list[int]) -> dict[str, Any]:
-        trace = {"type": "funnel", "y": names, "x": values, "textinfo": "value+percent initial"}
+        trace = {"type": "funnel", "y": names, "x": values, "texttemplate": FUNNEL_TEXT}
         return chart([trace], title, "", "")
 
     reasons = funnel.removed[::-1]

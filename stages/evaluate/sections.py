@@ -85,7 +85,8 @@ def data(funnel: Funnel, pack: dict[str, Any]) -> str:
     )
     splits = table([["", "documents", "bytes", "tokens"], *([s.name, *map(number, s[1:])] for s in funnel.splits)])
     removed = table([["why documents went", "documents"], *([name, number(n)] for name, n in funnel.removed)])
-    facts = [[name.replace("_", " "), number(value)] for name, value in pack.items() if name != "eval_sha256"]
+    others = {name: value for name, value in pack.items() if not name.startswith(("bytes_", "tokens_", "eval_"))}
+    facts = [[name.replace("_", " "), number(value)] for name, value in others.items()]
     return (
         f'<div class="charts">{place("da-funnel")}{place("da-bytes")}{place("da-removed")}</div>{steps}'
         f"<h2>Splits</h2>{splits}<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"

@@ -38,6 +38,7 @@ LOGARITHMIC = ("activation_rms", "gradient_norm", "update_to_weight")
 SPEEDS = {"tr-speed": "tokens a second", "tr-mfu": "MFU, %", "tr-memory": "most memory held, GiB"}
 SPEED = re.compile(r"step (\d+) .*tokens/s (\d+)(?: mfu ([\d.]+)%)? memory ([\d.]+) GiB")
 RAMP = ("#8957d6", "#3b7dd8", "#1b9c8a", "#55ab4b", "#c28f00")  # from the first layer to the last
+OUTER = {"embedding": "#8b949e", "head": "#d1480f"}
 
 
 def training_charts(folder: Path) -> dict[str, Any]:
@@ -95,13 +96,14 @@ def probe_charts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
         for layer in layers:
             found = [(int(row["step"]), float(row[name])) for row in rows if row["layer"] == layer and row[name]]
             if found:
-                colour = {"color": shade(int(layer), len(inner))} if layer.isdigit() else {"dash": "dot"}
-                title_of = f"layer {layer}" if layer.isdigit() else layer
+                inside = layer.isdigit()
+                colour = {"color": shade(int(layer), len(inner))} if inside else {"dash": "dot", "color": OUTER[layer]}
                 steps, values = map(list, zip(*found, strict=True))
-                traces.append(line(steps, values, title_of, line={"width": 1.5, **colour}))
+                words = f"layer {layer}" if inside else layer
+                traces.append(line(steps, values, words, line={"width": 1.5, **colour}))
         if traces:
-            scale = {"yaxis": {"type": "log"}} if name in LOGARITHMIC else {}
-            charts[f"tr-{name}"] = chart(traces, title, "step", "", **scale)
+            scale = {"type": "log"} if name in LOGARITHMIC else {"rangemode": "nonnegative"}
+            charts[f"tr-{name}"] = chart(traces, title, "step", "", yaxis=scale)
     return charts
 
 

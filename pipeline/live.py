@@ -125,7 +125,7 @@ def state(folder: Path, live: bool) -> dict[str, Any]:
     from stages.evaluate.drawing import number, table
     from stages.evaluate.training_tab import finished_rows, speed_charts, training_charts
 
-    log = (folder / "training.log").read_text(encoding="utf-8").splitlines()
+    log = (folder / "training.log").read_text(encoding="utf-8", errors="replace").splitlines()  # it is being written
     rows = finished_rows(folder / "loss.csv")
     last = rows[-1] if rows else {"step": "0", "tokens": "0"}
     validations = [row for row in rows if row["validation_loss"]]
@@ -133,7 +133,8 @@ def state(folder: Path, live: bool) -> dict[str, Any]:
     if validations:
         best = min(validations, key=lambda row: float(row["validation_loss"]))
         figures += [["best validation loss", f"{float(best['validation_loss']):.4f} at step {int(best['step']):,}"]]
-    said = "It goes on; this page follows." if live else "It has ended."
+    ended = "It has ended." if (folder / "metrics.json").exists() else "It was interrupted; the same command goes on."
+    said = "It goes on; this page follows." if live else ended
     head = f'<h1>step {int(last["step"]):,}, {int(last["tokens"]):,} tokens</h1><p id="live">{said}</p>'
     return {
         "charts": training_charts(folder) | speed_charts(log),

@@ -60,7 +60,8 @@ def test_it_shows_what_is_written_to_its_end(folder: Path, server: live.Server, 
     assert found["charts"]["tr-speed"]["traces"][0]["y"] == [900] and "tr-mfu" not in found["charts"]
     assert "5.4000 at step 2" in found["figures"]
     training.running = False
-    assert not json.loads(answer(server, "/live.json")[1])["live"]
+    found = json.loads(answer(server, "/live.json")[1])
+    assert not found["live"] and "It was interrupted; the same command goes on." in found["head"]
 
 
 def test_only_this_machine_is_answered(server: live.Server) -> None:
@@ -88,6 +89,7 @@ def test_charts_grow_where_they_are_and_the_open_tab_stays_open(
     assert "This comes after the training" in browser.run("byId('panel-data').textContent")
     browser.run("byId('tab-training').click()")
     browser.until("byId('tr-loss').data[0].x.length === 2 && byId('tr-dead_units').data[0].y[0] === 0.25")
+    (folder / "metrics.json").write_text("{}")
     training.running = False
     browser.until("byId('live').textContent === 'It has ended.'")
     assert browser.problems == [] and all(one.startswith((server.address, "blob:")) for one in browser.requests)

@@ -140,7 +140,7 @@ def make_mask(backend: str, places: Places, reach: Reach, causal: bool, n_docume
 
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask, scale: float) -> Tensor:
     """softmax(q k^T * scale, where visible) v, [B, H, T, width of v]. The form of a `watched` mask does it itself:
-    so analysis sees the very queries and keys of a forward pass (stages/evaluate/watching.py)."""
+    so analysis sees the very queries and keys of a forward pass (stages/watching.py)."""
     if mask.backend == "watched":
         assert callable(mask.form)
         return mask.form(q_BHTD, k_BKSD, v_BKSD, scale)

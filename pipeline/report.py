@@ -1,18 +1,21 @@
-"""The command `millrace report`: how the newest training is doing, from what it leaves in its scratch folder.
+"""The command `millrace report`: how the newest training is doing, or the page of results with speed and comparison.
 
     run 21ee4cba4cbbde06 is running; curves: .dvc/tmp/millrace/train/21ee4cba4cbbde06/monitor/curves.html
     step 120 tokens 491520 loss 3.2114 ..
 
 Whether it runs is told by the lock that the stage holds on its folder, so a run that was killed is not
-taken for a slow one.
+taken for a slow one. The live page is the work of pipeline/live.py, the comparison that of
+pipeline/against.py.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,29 +25,90 @@ SECONDS_BETWEEN = 0.5
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Follow its log until it ends.")
+@click.option("--watch", is_flag=True, help="Follow it until it ends: its log here, its curves on a live page.")
+@click.option("--port", default=0, show_default="a free one", help="With --watch: the port of the page.")
 @click.option("-n", "lines", default=10, show_default=True, help="So many of the last lines of its log.")
-def report(watch: bool, lines: int) -> None:
-    """Shows how the newest training is doing: the last lines of its log, and where its curves are.
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the page of the workspace's results."
+)
+@click.option("--against", metavar="REV", help="With --html: compare with a commit, branch, tag or experiment.")
+def report(watch: bool, port: int, lines: int, html: Path | None, against: str | None) -> None:
+    """Shows how the newest training is doing, or writes the page of results.
 
-    The page of curves needs no network and reloads itself while the training runs. A finished training has the same
-    in data/train/monitor.
+    Without --html: the last lines of the log of the newest training. With --watch also what comes, and the address of
+    a page in the browser whose curves grow; it can be asked from this machine alone (from another: ssh -L).
+
+    With --html: data/evaluate/report.html with speed and memory, which differ from run to run and so are not on it;
+    with --against REV also a comparison: the difference on the same test documents with its 95% interval, curves over
+    each other, params, metrics, samples.
 
     \b
-      millrace report                  the newest training
-      millrace report --watch          and what comes, until it ends
+      millrace report                                       the newest training
+      millrace report --watch                               and what comes, until it ends
+      millrace report --html report.html --against main     these results, and how they differ
     """
     from pipeline.root import find_root
 
+    if against and not html:
+        raise BadInput("--against is a tab of the page; name its file: --html report.html")
+    if html and watch:
+        raise BadInput("--html is of a run that has ended, --watch of one that goes on; take one of them")
+    if html:
+        write_page(find_root(), html, against)
+        return
     folder = newest_training(find_root())
     state = "is running" if is_running(folder) else "has ended" if is_finished(folder) else "was interrupted"
     click.echo(f"run {folder.name} {state}; curves: {folder / 'monitor' / 'curves.html'}")
     whole, place = whole_lines(folder, 0)
     for line in whole[-lines:] if lines > 0 else []:
         click.echo(line)
-    if watch:
-        for line in following_lines(folder, place):
-            click.echo(line)
+    if watch and is_running(folder):
+        from pipeline.live import served
+
+        with served(folder, port, lambda: is_running(folder)) as server:
+            click.echo(f"live page: {server.address}")
+            for line in following_lines(folder, place):
+                click.echo(line)
+
+
+def write_page(root: Path, path: Path, against: str | None) -> None:
+    """The page of the workspace's results with tabs for speed and, if it is named, another run.
+
+    Raises:
+        BadInput: there is no page, or no such run.
+    """
+    from stages.evaluate.report import with_tab
+
+    source = root / "data" / "evaluate" / "report.html"
+    if not source.exists():
+        raise BadInput("data/evaluate/report.html: not there; `dvc repro evaluate` writes it, `dvc pull` fetches it")
+    page = source.read_text(encoding="utf-8")
+    try:
+        page = with_tab(page, "speed", "Speed", *speed_of(root / "data" / "train"))
+        if against:
+            from pipeline.against import tab
+
+            page = with_tab(page, "against", "Against", *tab(root, against))
+    except ValueError as error:
+        raise BadInput(f"data/evaluate/report.html: {error}; `dvc repro evaluate` writes it anew") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+    click.echo(f"written: {path}", err=True)
+
+
+def speed_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The inside of the tab, and its charts."""
+    from stages.evaluate.drawing import number, place, table
+    from stages.evaluate.training_tab import speed_charts
+
+    log, timing = folder / "training.log", folder / "timing.json"
+    charts = speed_charts(log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
+    figures = json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else {}
+    rows = [[name.replace("_", " "), number(value)] for name, value in figures.items() if value is not None]
+    words = "<p>Of the machine that trained, at the time; no two trainings agree.</p>"
+    return f'{words}<div class="charts">{"".join(map(place, charts))}</div>{table([["", ""], *rows])}', charts
 
 
 def newest_training(root: Path) -> Path:

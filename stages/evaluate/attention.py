@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.evaluate.watching import Block, watch
 from stages.perplexity import to_tensors
 from stages.tokens import Batch, TokenRows
+from stages.watching import Block, watch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,11 +17,11 @@ REASONS = {"exact_removed": "exact copies", "near_removed": "near copies", "leak
 
 
 class Step(NamedTuple):
-    """What is left behind a stage; None where the stage does not count it."""
+    """What is left behind a stage; tokens are counted from packing on."""
 
     name: str
     documents: int
-    bytes: int | None = None
+    bytes: int
     tokens: int | None = None
 
 
@@ -45,12 +45,17 @@ def read_funnel(folder: Path) -> Funnel:
     for split in ("train", "validation", "test"):
         copies = pq.read_table(folder / f"pack/documents/{split}.parquet", columns=["copies"])["copies"]
         taken = pc.sum(pc.greater(copies, 0)).as_py() or 0
-        splits.append(Step(split, taken, None, pack[f"tokens_{split}"]))
+        splits.append(Step(split, taken, pack[f"bytes_{split}"], pack[f"tokens_{split}"]))
     steps = [
         Step("downloaded", download["documents"], download["bytes"]),
         Step("cleaned", clean["documents_out"], clean["bytes_out"]),
-        Step("without duplicates", dedup["documents_out"], dedup.get("bytes_out")),
-        Step("packed", sum(step.documents for step in splits), None, sum(step.tokens or 0 for step in splits)),
+        Step("without duplicates", dedup["documents_out"], dedup["bytes_out"]),
+        Step(
+            "packed",
+            sum(step.documents for step in splits),
+            sum(step.bytes for step in splits),
+            sum(step.tokens or 0 for step in splits),
+        ),
     ]
     dropped = {name.removeprefix("dropped."): n for name, n in clean.items() if name.startswith("dropped.")}
     removed = [(f"clean: {name.replace('_', ' ')}", n) for name, n in dropped.items()]

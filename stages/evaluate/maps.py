@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.evaluate.watching import Block, watch
+from stages.watching import Block, watch
 
 if TYPE_CHECKING:
     from model.decoder import Decoder

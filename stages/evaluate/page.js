@@ -1,6 +1,6 @@
 "use strict";
 // Draws what the page's data describe (report.py). A chart is drawn when its tab is first opened, and again when
-// the colours of the system change.
+// the colours of the system change. While a training runs (`data.live`), its charts and figures are asked for anew.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -32,7 +32,7 @@ function plot(id, traces, layout) {
     margin: { l: 50, r: 20, t: 40, b: 45 }, hovermode: "closest", xaxis: axis, yaxis: axis,
     hoverlabel: { bgcolor: t.paper, bordercolor: t.faint, font: { color: t.ink } },
     colorway: dark.matches ? ["#6cb0ff", "#ff9d5c", "#5fd38d", "#d2a8ff"] : ["#0b5cd5", "#c2410c", "#1a7f37", "#8250df"],
-    legend: { orientation: "h", y: -0.2 },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, uirevision: id, // a chart that is drawn anew stays where it was zoomed to
   };
   if (layout.title) base.title = { x: 0.01, xanchor: "left" };
   const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover",
@@ -79,9 +79,10 @@ for (const [place, tab] of tabs.entries()) {
 }
 
 // ---- plain charts and sortable tables -------------------------------------------------------------------------------
-for (const [id, chart] of Object.entries(data.charts)) {
-  painters.set(id, () => plot(id, chart.traces, chart.layout));
+function chart(id) {
+  painters.set(id, () => plot(id, data.charts[id].traces, data.charts[id].layout));
 }
+Object.keys(data.charts).forEach(chart);
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -202,23 +203,48 @@ function embedding() {
   const hover = found.tokens.map((id, i) => `<b>${escaped(name(id))}</b><br>${found.frequency[i].toLocaleString("en")} times`
     + `<br>near: ${found.neighbours[i].slice(0, 4).map(([other]) => escaped(name(other))).join("  ")}`);
   const colour = found.frequency.map((n) => Math.log10(n));
-  const labelled = new Set(found.tokens.map((_, i) => i).filter((i) => /[a-z]{3}/i.test(name(found.tokens[i]))).slice(0, 40));
+  const words = found.tokens.map((_, i) => i).filter((i) => /[a-z]{3}/i.test(name(found.tokens[i])));
+
+  // The words, from the most frequent on, whose labels fit beside those that stand already. Zooming in makes room.
+  function labels(places, box, ranges) {
+    const taken = [], texts = places.map(() => "");
+    for (const i of words) {
+      const text = name(found.tokens[i]).trim();
+      const [x, y] = places[i].map((value, axis) => (value - ranges[axis][0]) / (ranges[axis][1] - ranges[axis][0]) * box[axis]);
+      const half = 3 * text.length + 3;
+      if (x - half < 0 || x + half > box[0] || y < 0 || y + 18 > box[1]) continue;
+      if (taken.some((other) => Math.abs(other.x - x) < other.half + half && Math.abs(other.y - y) < 13)) continue;
+      taken.push({ x, y, half });
+      texts[i] = escaped(text);
+    }
+    return texts;
+  }
+
+  function label() {
+    const chart = byId("em-map"), { xaxis, yaxis } = chart._fullLayout, places = found[method.value];
+    const texts = labels(places, [xaxis._length, yaxis._length], [xaxis.range, yaxis.range]);
+    if (texts.join() !== chart.data[0].text.join()) Plotly.restyle(chart, { text: [texts] }, [0]);
+  }
 
   function map() {
     const places = found[method.value], t = theme();
     const shares = found.explained.map((s) => ` (${(100 * s).toFixed(1)}% of the spread)`);
     const chosen = token.selectedIndex;
+    const chart = byId("em-map"), first = !chart.data;
     plot("em-map", [
       { type: "scatter", mode: "markers+text", x: places.map((p) => p[0]), y: places.map((p) => p[1]), hovertext: hover,
-        hovertemplate: "%{hovertext}<extra></extra>", text: places.map((_, i) => (labelled.has(i) && !narrow.matches ? escaped(name(found.tokens[i]).trim()) : "")),
+        hovertemplate: "%{hovertext}<extra></extra>", text: places.map(() => ""),
         textposition: "top center", textfont: { size: 9, color: t.soft },
         marker: { size: 7, color: colour, colorscale: "Viridis", colorbar: { title: { text: "frequency" }, thickness: 10,
           tickvals: [1, 2, 3, 4, 5], ticktext: ["10", "100", "1k", "10k", "100k"] }, showscale: !narrow.matches } },
       { type: "scatter", mode: "markers", x: [places[chosen]?.[0]], y: [places[chosen]?.[1]], hoverinfo: "skip",
         marker: { size: 16, color: "rgba(0,0,0,0)", line: { color: t.ink, width: 2 } } }], {
       title: { text: method.value === "pca" ? "principal components" : "t-SNE", font: { size: 14 } }, showlegend: false,
+      uirevision: method.value,
       xaxis: { title: { text: method.value === "pca" ? "first" + shares[0] : "" } },
       yaxis: { title: { text: method.value === "pca" ? "second" + shares[1] : "" } } });
+    if (first) chart.on("plotly_afterplot", label);
+    label();
   }
 
   function neighbours() {
@@ -246,5 +272,27 @@ function embedding() {
 }
 if (data.embedding.tokens.length) embedding();
 
+// ---- while a training runs --------------------------------------------------------------------------------------------
+async function follow() {
+  let found = null;
+  try { found = await (await fetch("live.json")).json(); } catch { /* whoever answered has gone */ }
+  if (!found) {
+    byId("live").textContent = "Nobody answers: the training has ended, or the command was stopped. This is the last that was seen.";
+    return;
+  }
+  for (const id of Object.keys(found.charts)) {
+    byId(id).hidden = false; // until the first probe, and the first line of the log, their places are not shown
+    chart(id);
+    drawn.delete(id);
+  }
+  data.charts = found.charts;
+  byId("head").innerHTML = found.head;
+  byId("tr-figures").innerHTML = found.figures;
+  paint();
+  if (found.live) setTimeout(follow, data.live * 1000);
+}
+if (data.live) setTimeout(follow, data.live * 1000);
+
 dark.addEventListener("change", () => { drawn.clear(); paint(); });
-open(tabs.find((tab) => "#" + tab.dataset.name === location.hash) || tabs[0]);
+const named = (name) => tabs.find((tab) => tab.dataset.name === name);
+open(named(location.hash.slice(1)) || named(data.first) || tabs[0]);

@@ -7,21 +7,21 @@ Tokens are shown as text in which spaces and line ends can be seen: " the\\n" is
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.evaluate.attention import SCORES, Heads
+from stages.evaluate.drawing import chart, line
 from stages.evaluate.embeddings import Map
 from stages.evaluate.funnel import Funnel, read_funnel
 from stages.evaluate.token_bytes import TokenBytes
+from stages.evaluate.training_tab import training_charts
 
-MOST_POINTS = 1500
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+FUNNEL_TEXT = "%{value:,}<br>%{percentInitial:.1%}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def page_data(folder: Path, findings: Findings) -> dict[str, Any]:
     heads = findings.heads.scores
     return {
         "charts": {
-            **training_charts(folder / "train/loss.csv"),
+            **training_charts(folder / "train"),
             **result_charts(findings),
             **funnel_charts(read_funnel(folder)),
         },
@@ -77,42 +77,6 @@ def visible(table: TokenBytes, token: int) -> str:
         return "[end]"
     raw = table.text_bytes(np.array([token]))
     return raw.decode("utf-8", errors="backslashreplace").translate(VISIBLE) or f"#{token}"
-
-
-def chart(traces: list[dict[str, Any]], title: str, across: str, up: str, **layout: Any) -> dict[str, Any]:
-    axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": up}}}
-    for name in ("xaxis", "yaxis"):
-        axes[name] |= layout.pop(name, {})
-    return {"traces": traces, "layout": {"title": {"text": title, "font": {"size": 14}}, **axes, **layout}}
-
-
-def line(xs: list[Any], ys: list[Any], name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "name": name, **more}
-
-
-def training_charts(path: Path) -> dict[str, Any]:
-    """Loss, learning rate and norm of the gradient by tokens, thinned to what a screen can show."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    every = math.ceil(len(rows) / MOST_POINTS) or 1
-
-    def points(name: str) -> tuple[list[int], list[float]]:
-        kept = [row for number, row in enumerate(rows) if number % every == 0 or name == "validation_loss"]
-        kept = [row for row in kept if row.get(name)]
-        return [int(row["tokens"]) for row in kept], [float(row[name]) for row in kept]
-
-    loss = [
-        line(*points("loss"), "each step", opacity=0.35, line={"width": 1}),
-        line(*points("loss_smooth"), "smoothed", line={"width": 2}),
-        line(*points("validation_loss"), "validation", mode="lines+markers", line={"width": 2, "dash": "dot"}),
-    ]
-    return {
-        "tr-loss": chart(loss, "loss", "tokens", "nats a token"),
-        "tr-lr": chart([line(*points("lr"), "lr")], "learning rate", "tokens", ""),
-        "tr-norm": chart(
-            [line(*points("grad_norm"), "grad_norm")], "norm of the gradient", "tokens", "", yaxis={"type": "log"}
-        ),
-    }
 
 
 def result_charts(findings: Findings) -> dict[str, Any]:
@@ -157,14 +121,17 @@ def result_charts(findings: Findings) -> dict[str, Any]:
 
 
 def funnel_charts(funnel: Funnel) -> dict[str, Any]:
-    """Documents behind every stage, and why some went."""
-    kept = {
-        "type": "funnel", "y": [step.name for step in funnel.steps], "x": [step.documents for step in funnel.steps],
-        "textinfo": "value+percent initial",
-    }  # fmt: skip
+    """Documents and bytes behind every stage, and why some documents went."""
+    names = [step.name for step in funnel.steps]
+
+    def kept(title: str, values: list[int]) -> dict[str, Any]:
+        trace = {"type": "funnel", "y": names, "x": values, "texttemplate": FUNNEL_TEXT}
+        return chart([trace], title, "", "")
+
     reasons = funnel.removed[::-1]
     gone = {"type": "bar", "orientation": "h", "y": [name for name, _ in reasons], "x": [n for _, n in reasons]}
     return {
-        "da-funnel": chart([kept], "documents", "", ""),
+        "da-funnel": kept("documents", [step.documents for step in funnel.steps]),
+        "da-bytes": kept("bytes of text", [step.bytes for step in funnel.steps]),
         "da-removed": chart([gone], "why documents went", "documents", ""),
     }

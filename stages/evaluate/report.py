@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from stages.evaluate.page_data import Findings, page_data
 from stages.evaluate.sections import sections
 
-# page.js and page.css, one after the other; part of the code's fingerprint, because a change of them changes the page.
-PAGE_SHA256 = "61f057187b86065a2adc60325646a40d786274def7e4fa9ef7b401491639d53a"
+TABS, PANELS = "<!--more tabs-->", "<!--more panels-->"
+DATA = '<script type="application/json" id="data">'
 
 
 def page(folder: Path, findings: Findings) -> str:
@@ -26,34 +27,56 @@ def page(folder: Path, findings: Findings) -> str:
     Args:
         folder: `data`, of which the metrics of the stages before and the losses of training are read.
     """
-    from plotly.offline import get_plotlyjs
-
     metrics = findings.metrics
-    named = sections(folder, findings)
-    tabs = "".join(
-        f'<button role="tab" id="tab-{name}" data-name="{name}" aria-controls="panel-{name}">{escape(title)}</button>'
-        for name, (title, _) in named.items()
-    )
-    panels = "\n".join(
-        f'<section role="tabpanel" id="panel-{name}" aria-labelledby="tab-{name}" hidden>{html}</section>'
-        for name, (_, html) in named.items()
-    )
     opening = " · ".join(f"{escape(name)} {escape(value)}" for name, value in findings.facts.items())
-    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation</title><style>{style}</style></head><body>
-<h1>{metrics["bits_per_byte"]:.3f} bits per byte</h1>
+    head = f"""<h1>{metrics["bits_per_byte"]:.3f} bits per byte</h1>
 <p>On test text that no stage trained on: 95% interval {metrics["bits_per_byte_low"]:.3f} to
 {metrics["bits_per_byte_high"]:.3f}, test loss {metrics["test_loss"]:.3f} nats a token, perplexity
-{metrics["perplexity"]:.1f}. {opening}.</p>
-<div role="tablist" aria-label="Sections">{tabs}</div>
+{metrics["perplexity"]:.1f}. {opening}.</p>"""
+    return assembled("Evaluation", head, sections(folder, findings), page_data(folder, findings))
+
+
+def assembled(title: str, head: str, named: dict[str, tuple[str, str]], data: dict[str, Any]) -> str:
+    """A page of tabs, each given as its title and its inside by its name; `data` is what page.js draws."""
+    from plotly.offline import get_plotlyjs
+
+    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    tabs = "".join(_tab(name, words) for name, (words, _) in named.items())
+    panels = "\n".join(_panel(name, html) for name, (_, html) in named.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{style}</style></head><body>
+<div id="head">{head}</div>
+<div role="tablist" aria-label="Sections">{tabs}{TABS}</div>
 {panels}
-<script type="application/json" id="data">{_inert(page_data(folder, findings))}</script>
+{PANELS}
+{DATA}{_inert(data)}</script>
 <script>{get_plotlyjs()}</script>
 <script>{script}</script>
 </body></html>
 """
+
+
+def with_tab(page: str, name: str, title: str, inside: str, charts: dict[str, Any]) -> str:
+    """The page with one tab more, and its charts. Raises ValueError if it is no page of this kind."""
+    before, _, rest = page.partition(DATA)
+    text, _, after = rest.partition("</script>")
+    if TABS not in before or PANELS not in before or not after:
+        raise ValueError("it is no page that tabs can be added to")
+    before = before.replace(TABS, _tab(name, title) + TABS, 1).replace(PANELS, f"{_panel(name, inside)}\n{PANELS}", 1)
+    data = json.loads(text)
+    data["charts"] |= charts
+    return f"{before}{DATA}{_inert(data)}</script>{after}"
+
+
+def _tab(name: str, title: str) -> str:
+    return (
+        f'<button role="tab" id="tab-{name}" data-name="{name}" aria-controls="panel-{name}">{escape(title)}</button>'
+    )
+
+
+def _panel(name: str, inside: str) -> str:
+    return f'<section role="tabpanel" id="panel-{name}" aria-labelledby="tab-{name}" hidden>{inside}</section>'
 
 
 def _inert(value: object) -> str:

@@ -5,14 +5,16 @@ Each function gives the inside of one tab. Text of the corpus and of the model i
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from stages.evaluate.drawing import number, place, table
 from stages.evaluate.funnel import Funnel, read_funnel
 from stages.evaluate.page_data import VISIBLE, Findings
+from stages.evaluate.training_tab import training, training_charts
 
 FIGURES = (  # names in metrics.json, what they are
     ("test_loss", "loss on the test split, nats a token"),
@@ -33,6 +35,10 @@ FIGURES = (  # names in metrics.json, what they are
     ("generated_longest_match", "tokens of the longest piece that stands in the training text"),
     ("generated_memorised", "share of tokens in such pieces of 16 or more"),
 )
+SPEED = (
+    "Speed and memory are no result: they stand in <code>data/train/timing.json</code>, and "
+    "<code>millrace report --html FILE</code> writes this page with them."
+)
 
 
 def sections(folder: Path, findings: Findings) -> dict[str, tuple[str, str]]:
@@ -43,7 +49,7 @@ def sections(folder: Path, findings: Findings) -> dict[str, tuple[str, str]]:
 
     return {
         "results": ("Results", results(findings)),
-        "training": ("Training", training(read("train/metrics.json"))),
+        "training": ("Training", training(read("train/metrics.json"), training_charts(folder / "train"), SPEED)),
         "data": ("Data", data(read_funnel(folder), read("pack/metrics.json"))),
         "tokenizer": ("Tokenizer", tokenizer(read("tokenizer/metrics.json"), read("tokenizer/report.json"))),
         "attention": ("Attention", attention(findings)),
@@ -62,23 +68,13 @@ def results(findings: Findings) -> str:
     return (
         "<p>Fewer bits are better. Each baseline is charged for the same bytes, after reading the same training "
         "tokens; zstd learns from the test text as well while it goes, and may copy whole paragraphs.</p>"
-        f"{table(findings.comparison)}{chart('re-bits')}<h2>All figures</h2>{table([['', ''], *rows])}"
-        f'<h2>Where the loss is</h2><div class="charts">{chart("re-position")}{chart("re-frequency")}'
-        f"{chart('re-documents')}</div><h2>By source</h2>"
+        f"{table(findings.comparison)}{place('re-bits')}<h2>All figures</h2>{table([['', ''], *rows])}"
+        f'<h2>Where the loss is</h2><div class="charts">{place("re-position")}{place("re-frequency")}'
+        f"{place('re-documents')}</div><h2>By source</h2>"
         + table(
             [["source", "documents", "bytes", "bits per byte"]]
             + [[s, f"{d:,}", f"{b:,}", number(bits)] for s, d, b, bits in findings.tables["loss_by_source"]]
         )
-    )
-
-
-def training(metrics: dict[str, Any]) -> str:
-    rows = [[name.replace("_", " "), number(value)] for name, value in metrics.items() if value is not None]
-    return (
-        f'{chart("tr-loss", tall=True)}<div class="charts">{chart("tr-lr")}{chart("tr-norm")}</div>'
-        f"{table([['', ''], *rows])}"
-        '<p class="note">Speed and memory are no result, and stand in <code>data/train/timing.json</code> and on the '
-        "page that training itself keeps, <code>data/train/monitor/curves.html</code>.</p>"
     )
 
 
@@ -87,14 +83,13 @@ def data(funnel: Funnel, pack: dict[str, Any]) -> str:
     steps = table(
         [["", "documents", "bytes", "tokens"], *([step.name, *map(number, step[1:])] for step in funnel.steps)]
     )
-    splits = table(
-        [["", "documents", "tokens"], *([s.name, number(s.documents), number(s.tokens)] for s in funnel.splits)]
-    )
+    splits = table([["", "documents", "bytes", "tokens"], *([s.name, *map(number, s[1:])] for s in funnel.splits)])
     removed = table([["why documents went", "documents"], *([name, number(n)] for name, n in funnel.removed)])
-    facts = [[name.replace("_", " "), number(value)] for name, value in pack.items() if name != "eval_sha256"]
+    others = {name: value for name, value in pack.items() if not name.startswith(("bytes_", "tokens_", "eval_"))}
+    facts = [[name.replace("_", " "), number(value)] for name, value in others.items()]
     return (
-        f'<div class="charts">{chart("da-funnel")}{chart("da-removed")}</div>{steps}<h2>Splits</h2>{splits}'
-        f"<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
+        f'<div class="charts">{place("da-funnel")}{place("da-bytes")}{place("da-removed")}</div>{steps}'
+        f"<h2>Splits</h2>{splits}<h2>Removed</h2>{removed}<h2>Rows of tokens</h2>{table([['', ''], *facts])}"
     )
 
 
@@ -134,11 +129,11 @@ def attention(findings: Findings) -> str:
         for name, title in (("text", "text"), ("layer", "layer"), ("head", "head"))
     )
     return f"""<div class="controls">{menus}</div>
-<div class="pair"><div>{chart("at-map", tall=True)}
+<div class="pair"><div>{place("at-map", tall=True)}
 <div class="controls"><label>what this token looks at<select id="at-query"></select></label></div>
 <div class="panel" id="at-answer" aria-live="polite"></div></div>
 <div><div class="controls"><label>score<select id="at-score"></select></label></div>
-{chart("at-overview")}{chart("at-similarity")}</div></div>
+{place("at-overview")}{place("at-similarity")}</div></div>
 <h2>Heads</h2><p>Means over queries of test text: entropy in nats, distance in tokens, the rest probabilities (on the
 first tokens of the document, on the token before, on what came after an earlier occurrence of the current token, on
 that earlier occurrence). <b>repeated</b> is the induction score on random tokens that come twice; <b>ablation</b> the
@@ -156,9 +151,10 @@ and directions on it mean nothing.</p>
 <div class="controls"><label>map<select id="em-method"><option value="tsne">t-SNE</option>
 <option value="pca">principal components</option></select></label>
 <label>token<select id="em-token"></select></label></div>
-<div class="pair">{chart("em-map", tall=True)}<div><h2>Nearest by cosine</h2>
-<table id="em-neighbours"><thead><tr><th>token</th><th>cosine</th></tr></thead><tbody></tbody></table></div></div>
-{chart("em-norms")}"""
+<div class="pair">{place("em-map", tall=True)}<div><h2>Nearest by cosine</h2>
+<div class="scroll"><table id="em-neighbours"><thead><tr><th>token</th><th>cosine</th></tr></thead><tbody></tbody>
+</table></div></div></div>
+{place("em-norms")}"""
 
 
 def samples(written: list[dict[str, Any]]) -> str:
@@ -170,43 +166,30 @@ def samples(written: list[dict[str, Any]]) -> str:
 
 
 def provenance(read: Any, metrics: dict[str, Any]) -> str:
-    """What the figures are of: hashes that are equal wherever the same was done."""
+    """What the figures are of: hashes that are equal wherever the same was done, and the params of the training."""
     state, config, code = read("train/best/state.json"), read("train/best/config.json"), read("code/evaluate.json")
+    source, origin = read("download/manifest.json"), read("train/best/run.json")
     rows = [
         ["test text (eval_sha256)", metrics["eval_sha256"]],
         ["training run", state["run"]],
         ["step", f"{state['step']:,}"],
-        ["tokenizer", config["tokenizer_sha256"]],
+        ["corpus", " ".join(filter(None, (source.get("source"), source.get("revision"))))],
+        *([f"{name} (sha256)", digest] for name, digest in sorted(origin["data"].items())),
+        ["weights (sha256)", read("train/best/manifest.json")["model.safetensors"]["sha256"]],
+        ["code of training", code_digest(origin["code"])],
         ["code of this stage", code["digest"]],
         ["context length", f"{config['context_length']:,}"],
         ["vocabulary", f"{config['vocab_size']:,}"],
     ]
     # 0 and nothing: sizes that follow from others, and parts that are not there
     model = [[name, str(value)] for name, value in sorted(config["model"].items()) if value not in (0, "", None)]
-    return f"{table([['', ''], *rows], text=True)}<h2>Architecture</h2>{table([['', ''], *model], text=True)}"
+    trained = [[name, json.dumps(value)] for name, value in sorted(origin["params"]["train"].items())]
+    return (
+        f"{table([['', ''], *rows], text=True)}<h2>Architecture</h2>{table([['', ''], *model], text=True)}"
+        f"<h2>Training</h2>{table([['', ''], *trained], text=True)}"
+    )
 
 
-def chart(name: str, tall: bool = False) -> str:
-    return f'<div class="chart{" tall" if tall else ""}" id="{name}"></div>'
-
-
-def table(rows: Sequence[Sequence[str]], text: bool = False) -> str:
-    """A header, which is left out if it is empty, and lines; `text` sets the second column like text."""
-    header, *body = rows
-    head = f"<thead><tr>{_cells(header, 'th')}</tr></thead>" if any(header) else ""
-    lines = "".join(f"<tr>{_cells(row, 'td', text)}</tr>" for row in body)
-    return f'<div class="scroll"><table>{head}<tbody>{lines}</tbody></table></div>'
-
-
-def _cells(cells: Iterable[str], tag: str, text: bool = False) -> str:
-    kind = ' class="text"' if text else ""
-    return "".join(f"<{tag}{kind}>{escape(str(cell))}</{tag}>" for cell in cells)
-
-
-def number(value: object) -> str:
-    """For people: four decimals, or thousands apart; nothing for None."""
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4f}"
-    if isinstance(value, int | float):
-        return f"{value:,.0f}"
-    return "" if value is None else str(value)
+def code_digest(modules: dict[str, Any]) -> str:
+    """One hash for the hashes of all functions that trained."""
+    return hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()[:16]

@@ -87,6 +87,8 @@ def not_in_parts(model: ModelConfig, train: TrainParams, execution: Execution, r
         return problem + ", ".join(IN_PARTS)
     if execution.sample_prompts:
         return "caches of a model in parts cannot be made; set execution.sample_prompts to []"
+    if train.probe_interval:
+        return "no rank holds a whole layer to probe; set train.probe_interval to 0"
     if model.n_experts:
         return "experts have not been tried with it; set model.n_experts to 0"
     if own := own_parts_of(model):

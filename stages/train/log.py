@@ -112,6 +112,7 @@ class Log(Hook):
             "tokens": state.tokens,
             "tokens_per_s": self.timing.lap_tokens_per_s,
             "mfu": self.timing.mfu(run),
+            "peak_bytes": self.timing.peak_bytes(run),
             "validation_loss": state.validation_loss,
             "validation_loss_raw": state.validation_loss_raw,
             "expert_load_max": max((float(e.load.max()) * len(e.load) for e in run.experts), default=None),

@@ -49,7 +49,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
                 started = time.perf_counter()
                 launched: list[Launched] = []
                 while not launched or not must_wait(run, hooks, run.state.step + len(launched), first):
-                    launched.append(launch_step(run, batches, run.state.step + len(launched)))
+                    launched.append(launch_step(run, acting, batches, run.state.step + len(launched)))
                 settle(run, acting, launched, started)
     finally:
         for hook in acting:
@@ -66,7 +66,7 @@ def must_wait(run: TrainingRun, hooks: Sequence[Hook], step: int, first: int) ->
     return any(hook.needs(run, step) for hook in hooks)
 
 
-def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
+def launch_step(run: TrainingRun, hooks: Sequence[Hook], batches: Batches, step: int) -> Launched:
     """One optimizer step, handed to the device."""
     started = time.perf_counter()
     step_batches = batches.next()
@@ -75,6 +75,8 @@ def launch_step(run: TrainingRun, batches: Batches, step: int) -> Launched:
     figures = torch.stack([nats / step_batches.n_labels, grad_norm.double()])
     multiplier = lr_multiplier(step, run.params)
     finite = torch.isfinite(figures).all()
+    for hook in hooks:
+        hook.before_update(run, step + 1, grad_norm)
     run.optimizers.step(multiplier, finite)
     if run.average is not None:
         run.average.update(step, finite)

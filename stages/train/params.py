@@ -46,6 +46,7 @@ class TrainParams(Section):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     patience: int = Field(default=0, ge=0)
     min_delta: float = Field(default=0.0, ge=0)
+    probe_interval: int = Field(default=0, ge=0)
     hooks: list[str] = []
     max_skipped_steps: int = Field(default=5, ge=1)
     resume_from: str = ""

@@ -21,6 +21,7 @@ from stages.errors import Failed
 from stages.train.launch import launch
 from stages.train.nodes import lead
 from stages.train.params import TrainParams
+from stages.train.probes import HEADER, PROBES
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
 
@@ -48,6 +49,7 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
         link_or_copy(folder_of(folder, metrics["steps"]), job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
+        copy_probes(folder, job.staging)
         (job.staging / "monitor").mkdir()
         for path in (folder / "monitor" / name for name in MONITOR):
             if path.exists():
@@ -65,6 +67,12 @@ def train_in(job: Job, model: ModelConfig, train: TrainParams, folder: Path) -> 
             work(job, model, train, folder)
         else:
             launch(job, folder)
+
+
+def copy_probes(folder: Path, staging: Path) -> None:
+    """A training without probes has a table without rows."""
+    rows = (folder / PROBES).read_text(encoding="utf-8") if (folder / PROBES).exists() else HEADER
+    (staging / PROBES).write_text(rows, encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -34,7 +34,7 @@ from stages.train.sharding import load_weights, weights, whole
 
 LOSS_SMOOTHING = 0.98
 RECENT_LOSSES = 33
-LOGS = ("loss.csv", "training.log")
+LOGS = ("loss.csv", "training.log", "probes.csv")
 
 
 @dataclasses.dataclass

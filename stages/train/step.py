@@ -59,6 +59,10 @@ class Hook:
     def start(self, run: TrainingRun) -> None:
         """Before the first step of this process."""
 
+    def before_update(self, run: TrainingRun, step: int, grad_norm: Tensor) -> None:
+        """Before the optimizers make step `step` (from 1): weights are still the old ones, and gradients those that
+        they will see, clipped. `grad_norm` is the norm before clipping, on the device."""
+
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
         """After step `run.state.step` (from 1)."""
 

@@ -67,6 +67,8 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 write_json(folder / "metrics.json", metrics)
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
+                if train.probe_interval:
+                    tracked.artifact(folder / "probes.csv")
                 for path in (folder / "monitor").glob("*.jsonl"):
                     tracked.artifact(path, "monitor")
     finally:
@@ -79,6 +81,7 @@ def make_hooks(train: TrainParams, journal: Journal, tracked: Run, timing: Timin
     from stages.train.hooks import Checkpoint, Validation
     from stages.train.log import Log
     from stages.train.own import own_hooks
+    from stages.train.probes import Probes
     from stages.train.profile import Profile
     from stages.train.samples import Samples
     from stages.train.spikes import Spikes
@@ -88,6 +91,7 @@ def make_hooks(train: TrainParams, journal: Journal, tracked: Run, timing: Timin
         Validation(),
         *own_hooks(train.hooks),
         Log(journal, tracked, timing),
+        *([Probes(tracked)] if train.probe_interval else []),
         Spikes(journal),
         Samples(journal),
         Curves(tracked, timing),

@@ -32,7 +32,7 @@ stages:
     cmd: exec python stage.py evaluate
     deps: [data/train/last, data/pack/shard.bin]
     params: [evaluate]
-    outs: [data/evaluate/samples.json]
+    outs: [data/evaluate/samples.json, data/evaluate/plots]
     metrics: [data/evaluate/metrics.json]
   export:
     cmd: exec python stage.py export
@@ -74,6 +74,8 @@ if stage == "evaluate":
     loss = json.loads(Path("data/train/last/state.json").read_text())["loss"]
     write("metrics.json", {"bits_per_byte": loss, "test_loss": loss * 1.4, "eval_sha256": text})
     write("samples.json", [{"prompt": "The", "continuation": f" loss is {loss:.3f}", "finished": True, "tokens": 4}])
+    rows = [f"{i},{100 * i},{loss + (i - 2) * (0.1 + 0.02 * model['post_norm'])}\\n" for i in (1, 2, 3)]
+    write("plots/documents.csv", "document,bytes,bits_per_byte\\n" + "".join(rows))
 if stage == "export":
     write("note", "exported")
 """

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.against import tab
 from pipeline.cli import cli
-from pipeline.compare import comparison, page
+from pipeline.compare import comparison, documents, in_words, page
 from pipeline.revisions import Revision, commit_of, experiments_on, git
 from stages.errors import BadInput
 from tests.pipeline.ablation_repository import variables
@@ -44,6 +45,34 @@ def test_what_differs_between_an_experiment_and_its_commit(
     assert text.count("<polyline") == 2 and "model.post_norm" in text and "<script" not in text
     cli.main(["compare", "main"], standalone_mode=False)
     assert "| model.post_norm" not in capsys.readouterr().out  # the workspace is as committed
+
+
+def test_the_difference_is_taken_document_by_document(two: Path) -> None:
+    main, normed = Revision.of(two, "main"), Revision.of(two, "normed")
+    found = comparison(main, normed)["difference"]
+    per_document = [b - a for _, a, b in documents(main, normed)]
+    assert per_document == pytest.approx([per_document[1] + d for d in (-0.02, 0, 0.02)])
+    assert found["bits_per_byte"] == pytest.approx((per_document[0] + 2 * per_document[1] + 3 * per_document[2]) / 6)
+    assert 0 < found["low"] < found["bits_per_byte"] < found["high"]
+    assert (found["lower"], found["documents"]) == (0, 3)
+    assert (
+        "lower on 0 of the 3 test documents: more than chance explains"
+        in page(main, normed, comparison(main, normed)).markdown()
+    )
+    nothing = comparison(main, main)["difference"]
+    assert (nothing["low"], nothing["high"]) == (0, 0) and "chance may explain it" in in_words(nothing)
+
+
+def test_the_tab_of_the_report_sets_the_workspace_against_a_revision(two: Path) -> None:
+    inside, charts = tab(two, "normed")
+    assert inside.startswith("<p>this run less normed: -0.5") and "more than chance explains" in inside
+    assert "model.post_norm" in inside and "<b>The</b> loss is 2." in inside
+    assert list(charts) == ["ag-loss", "ag-documents"], "of what these runs have"
+    assert [trace["name"] for trace in charts["ag-loss"]["traces"]] == ["this run", "normed"]
+    spots = charts["ag-documents"]["traces"][0]
+    assert all(theirs > ours for theirs, ours in zip(spots["x"], spots["y"], strict=True))
+    with pytest.raises(BadInput, match="no-such: no commit, branch, tag or experiment"):
+        tab(two, "no-such")
 
 
 def test_a_revision_is_read_without_a_checkout(two: Path) -> None:

@@ -1,6 +1,7 @@
 """millrace report: the newest training, whether it runs, and its log as it grows."""
 
 import fcntl
+import json
 import os
 import threading
 import time
@@ -10,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
+from stages.errors import BadInput
+from stages.evaluate.report import DATA, assembled
 
 LINES = [f"step {step} loss {5 - step / 100:.2f}" for step in range(0, 300, 10)]
 
@@ -62,6 +65,54 @@ def test_it_follows_a_running_one_until_it_ends(folder: Path) -> None:
     thread.join()
     assert "is running" in first and lines[-len(LINES[20:]) :] == LINES[20:]
     assert len(lines) == len(set(lines))
+
+
+def test_the_address_of_the_live_page_is_told_while_it_runs(folder: Path) -> None:
+    with folder.with_name("newer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ending = threading.Timer(0.3, lock.close)
+        ending.start()
+        lines = said("--watch", "-n", "0")
+        ending.join()
+    assert lines[1].startswith("live page: http://127.0.0.1:")
+    assert not any("live page" in line for line in said("--watch", "-n", "0")), "it has ended"
+
+
+def test_the_page_of_results_gets_speed_and_memory(folder: Path) -> None:
+    root = folder.parents[4]
+    for name, content in {
+        "data/evaluate/report.html": assembled(
+            "Evaluation", "<h1>1.7</h1>", {"results": ("Results", "")}, {"charts": {}}
+        ),
+        "data/train/training.log": "step 10 loss 7.1 tokens/s 900 mfu 12.5% memory 0.8 GiB\n",
+        "data/train/timing.json": '{"tokens_per_s": 912.5, "mfu": null}',
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    assert said("--html", "out/page.html") == ["written: out/page.html"]
+    page = (root / "out/page.html").read_text()
+    charts = json.loads(page.partition(DATA)[2].partition("</script>")[0])["charts"]
+    assert {name: chart["traces"][0]["y"] for name, chart in charts.items()} == {
+        "tr-speed": [900], "tr-mfu": [12.5], "tr-memory": [0.8],
+    }  # fmt: skip
+    assert 'data-name="speed"' in page and "912.5" in page and 'id="tr-mfu"' in page
+    assert list((root / "out").iterdir()) == [root / "out/page.html"]
+    (root / "data/evaluate/report.html").write_text("<html>")
+    with pytest.raises(BadInput, match="no page that tabs can be added to; `dvc repro evaluate` writes it anew"):
+        said("--html", "out/page.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--against", "main"], "--against is a tab of the page; name its file"),
+        (["--html", "page.html", "--watch"], "take one of them"),
+        (["--html", "page.html"], "data/evaluate/report.html: not there; `dvc repro evaluate` writes it"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(folder: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        said(*arguments)
 
 
 def test_without_a_training_it_says_how_to_start_one(folder: Path) -> None:

@@ -87,7 +87,7 @@ def test_learns_and_publishes_what_the_contract_names(packed):
     assert metrics["steps"] == 60 and metrics["skipped_steps"] == 0
     assert metrics["parameters"] == n_parameters(MODEL, 61)
     assert sorted(path.name for path in out.iterdir()) == [
-        "best", "last", "loss.csv", "metrics.json", "monitor", "timing.json", "training.log",
+        "best", "last", "loss.csv", "metrics.json", "monitor", "probes.csv", "timing.json", "training.log",
     ]  # fmt: skip
     for name in ("best", "last"):
         assert problem_of(out / name) is None

@@ -12,8 +12,8 @@ from model.decoder import Decoder
 from stages.evaluate.attention import SCORES, Tally, repeated_tokens, tally
 from stages.evaluate.head_ablation import head_ablations
 from stages.evaluate.maps import attention_maps
-from stages.evaluate.watching import Block, keys_of, watch
 from stages.tokens import Batch
+from stages.watching import Block, keys_of, watch
 
 VOCABULARY = 97
 KINDS = {
@@ -96,7 +96,8 @@ def test_scores_agree_with_those_of_materialised_attention(kind):
     expected.read(inputs, segments, positions)
     slots = torch.arange(1024)
     for layer, p in enumerate(materialised(model, batch)):
-        expected.look(Block(layer, slots, slots, (p > 0).any(dim=1), p, p.clamp(min=1e-38).log()))
+        log_p = p.clamp(min=1e-38).log()
+        expected.look(Block(layer, slots, slots, (p > 0).any(dim=1), p, log_p, log_p))
     assert found.means() == pytest.approx(expected.means(), abs=1e-4, rel=1e-5)
     assert found.cosine() == pytest.approx(expected.cosine(), abs=1e-4)
 

@@ -1,5 +1,7 @@
 """Runs a decoder while somebody watches its attention, in memory that grows with T and never with T x T.
 
+So evaluation looks at heads (stages/evaluate/attention.py), and training at itself (stages/train/probes.py).
+
 A forward pass takes its masks from the context (model/context.py). Here each mask is one that computes the
 attention itself, a block of queries after the other, shows the block's probabilities, and hands the output on:
 what is watched is what the model uses, for every kind of attention that calls `attend`.
@@ -37,6 +39,7 @@ class Block:
         queries: their slots, int64 [Q]. keys: the slots that any of them may see, ascending, int64 [S].
         seen: which key each query sees, bool [B, Q, S].
         p, log_p: [B, H, Q, S] in fp32; rows of p sum to 1.
+        scores: the products of queries and keys, scaled, likewise; `NEVER` where a key is not seen.
     """
 
     layer: int
@@ -45,6 +48,7 @@ class Block:
     seen: Tensor
     p: Tensor
     log_p: Tensor
+    scores: Tensor
 
 
 def watch(
@@ -99,13 +103,14 @@ def _attend(
         seen_B1QS = visible(of_queries, of_keys, reach)
         # Heads that share keys stand one below the other, so that keys are not repeated in memory.
         q = (q_BHTD[:, :, queries].float() * scale).reshape(rows, n_kv_heads, -1, q_BHTD.shape[-1])
-        scores = q @ k_BKTD[:, :, keys].float().transpose(-1, -2)
-        scores_BHQS = scores.view(rows, n_heads, len(queries), len(keys)).masked_fill_(~seen_B1QS, NEVER)
-        log_p = scores_BHQS.log_softmax(dim=-1)
-        p = log_p.exp()
-        y = p.view(rows, n_kv_heads, -1, len(keys)) @ v_BKTD[:, :, keys].float()
+        with torch.autocast(q_BHTD.device.type, enabled=False):  # in fp32, whatever the precision of the pass
+            scores = q @ k_BKTD[:, :, keys].float().transpose(-1, -2)
+            scores_BHQS = scores.view(rows, n_heads, len(queries), len(keys)).masked_fill_(~seen_B1QS, NEVER)
+            log_p = scores_BHQS.log_softmax(dim=-1)
+            p = log_p.exp()
+            y = p.view(rows, n_kv_heads, -1, len(keys)) @ v_BKTD[:, :, keys].float()
         y_BHTD[:, :, queries] = y.view(rows, n_heads, len(queries), width).to(y_BHTD.dtype)
-        look(Block(layer, queries, keys, seen_B1QS[:, 0], p, log_p))
+        look(Block(layer, queries, keys, seen_B1QS[:, 0], p, log_p, scores_BHQS))
     return y_BHTD
 
 

@@ -29,7 +29,15 @@ def progress(label: str, total: float | None, unit: str, scale: bool = False) ->
         yield bar
     if quiet:
         seconds = time.monotonic() - started
-        say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({bar.moved / max(seconds, 1e-9):,.0f}/s)")
+        say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({_rate(bar.moved, max(seconds, 1e-9))})")
+
+
+def _rate(moved: float, seconds: float) -> str:
+    """1,234/s, 2.5/s, or 4.1 s each."""
+    if 0 < moved < seconds:
+        return f"{seconds / moved:.1f} s each"
+    rate = moved / seconds
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
 class _CountingBar(tqdm):

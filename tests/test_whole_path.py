@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.dvc_program import dvc_command
 from pipeline.environment import for_programs
 from pipeline.smoke import copy_working_tree, override_params
 
@@ -38,7 +39,7 @@ def environment() -> dict[str, str]:
 
 
 def dvc(root: Path, *arguments: str, check: bool = True) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = dvc_command(root, *arguments)  # the kills of these tests can tear DVC's books
     result = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=False)
     if check and result.returncode:
         pytest.fail(f"dvc {' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")

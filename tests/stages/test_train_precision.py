@@ -219,8 +219,9 @@ def test_micro_batches_divide_the_rows_of_a_rank():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_trial_takes_what_fits_and_leaves_nothing(packed, monkeypatch):
     rows = TokenRows(packed / "data/pack/train")
-    model = Decoder(MODEL, rows.vocab_size, rows.context_length).cuda()
+    model = Decoder(MODEL, rows.vocab_size, rows.context_length)
     model.initialise(torch.Generator().manual_seed(0))
+    model.cuda()
     params = TRAIN.model_copy(update={"precision": "bf16"})
     optimizers = Optimizers(model, params)
     objective = CausalObjective(model)

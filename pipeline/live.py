@@ -95,7 +95,7 @@ def served(folder: Path, port: int, is_running: Callable[[], bool]) -> Iterator[
     except OSError as error:
         raise BadInput(f"--port {port}: {error.strerror}; give another, or none") from error
     with server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
             yield server
             deadline = time.monotonic() + 2 * SECONDS_BETWEEN

@@ -96,7 +96,7 @@ def test_every_figure_is_what_a_plain_computation_gives(packed, tmp_path_factory
         largest = float(scores.detach().masked_fill(~sees[:, None], -torch.inf).max())
         assert float(found[str(layer)]["attention_logit_max"]) == pytest.approx(largest, rel=1e-4)
         x, _ = block(x, context)
-        states.append(x[segments >= 0])
+        states.append(x[segments >= 0].detach())
         assert float(found[str(layer)]["activation_rms"]) == pytest.approx(
             float(states[-1].square().mean().sqrt()), rel=1e-4
         )

@@ -14,9 +14,13 @@ import numpy as np
 from stages.tokens import IGNORED_LABEL, Batch, TokenRows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from model.decoder import Decoder
+
+    Nats = Callable[[Decoder, torch.Tensor, torch.Tensor], torch.Tensor]
 
 ROWS_PER_FORWARD = 16
 TOKENS_PER_HEAD = 4096  # logits of so many at once: at a vocabulary of 50,304 those of 32K tokens take 6.6 GB in fp32
@@ -44,21 +48,22 @@ def to_tensors(batch: Batch, device: str) -> tuple[torch.Tensor, torch.Tensor, t
     return inputs, labels, segments, positions
 
 
-def token_losses(model: Decoder, batch: Batch, device: str) -> np.ndarray:
-    """Nats of every label, float32 [B, T]; 0 where a slot is padding."""
-    import torch
+def nats_of(model: Decoder, hidden_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Nats of each label from the last hidden states, fp32 [N]."""
     from torch.nn import functional as F
+
+    return F.cross_entropy(model.logits(hidden_NC).float(), labels_N, ignore_index=IGNORED_LABEL, reduction="none")
+
+
+def token_losses(model: Decoder, batch: Batch, device: str, nats: Nats = nats_of) -> np.ndarray:
+    """Nats of every label, float32 [B, T]; 0 where a slot is padding. `nats` may be compiled."""
+    import torch
 
     inputs, labels, segments, positions = to_tensors(batch, device)
     with torch.no_grad():  # tensors of the inference mode could not be used by a training that goes on
         hidden = model.hidden(inputs, model.context(inputs, segments, positions)).flatten(0, 1)
         parts = zip(hidden.split(TOKENS_PER_HEAD), labels.flatten().split(TOKENS_PER_HEAD), strict=True)
-        losses = torch.cat(
-            [
-                F.cross_entropy(model.logits(part).float(), wanted, ignore_index=IGNORED_LABEL, reduction="none")
-                for part, wanted in parts
-            ]
-        )
+        losses = torch.cat([nats(model, part, wanted) for part, wanted in parts])
     return losses.view(labels.shape).cpu().numpy()
 
 

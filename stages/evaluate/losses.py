@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.perplexity import ROWS_PER_FORWARD, token_losses
+from stages.evaluate.scoring import Scorer
+from stages.perplexity import ROWS_PER_FORWARD
 from stages.progress import progress
 from stages.tokens import IGNORED_LABEL, TokenRows
-
-if TYPE_CHECKING:
-    from model.decoder import Decoder
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -47,14 +44,14 @@ class LabelLosses:
         return np.bincount(self.documents, self.nll).astype(np.float64)
 
 
-def label_losses(model: Decoder, rows: TokenRows, device: str, title: str) -> LabelLosses:
+def label_losses(score: Scorer, rows: TokenRows, title: str) -> LabelLosses:
     """Runs the model over all rows of a split."""
     nll, labels, positions = [], [], []
     with progress(title, rows.n_rows, "rows") as bar:
         for first in range(0, rows.n_rows, ROWS_PER_FORWARD):
             batch = rows.batch(np.arange(first, min(first + ROWS_PER_FORWARD, rows.n_rows)))
             real = batch.labels != IGNORED_LABEL
-            nll.append(token_losses(model, batch, device)[real].astype(np.float64))
+            nll.append(score(batch)[real].astype(np.float64))
             labels.append(batch.labels[real])
             positions.append(batch.positions[real])
             bar.update(len(batch.labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -34,6 +35,7 @@ class TextFile(Section):
 
 class EvaluateParams(Section):
     seed: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
     bootstrap_samples: int = Field(default=1000, ge=100)
     max_baseline_tokens: int = Field(default=20_000_000, ge=1)
     max_analysis_tokens: int = Field(default=8192, ge=1)

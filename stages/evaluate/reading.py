@@ -46,6 +46,12 @@ class Text:
     train_rows: TokenRows
     seen: NDArray[np.int64]
 
+    def n_slots(self, overlap: float) -> int:
+        """Slots of rows that the model reads for all losses, about: each text once, and once in overlapping windows."""
+        labels = sum(map(len, (d for documents in self.texts.values() for d in documents)))
+        slots = (self.rows.n_rows + self.validation.n_rows) * self.rows.context_length + labels
+        return round(slots * (1 + 1 / (1 - overlap)))
+
 
 def read_text(job: Job, state: dict[str, Any], params: EvaluateParams) -> Text:
     """Raises BadInput where there is no test text, or text, model and tokenizer do not belong together."""

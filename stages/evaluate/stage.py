@@ -35,8 +35,8 @@ from stages.evaluate.params import EvaluateParams
 from stages.evaluate.reading import Text, bytes_of, read_text
 from stages.evaluate.report import page
 from stages.evaluate.samples import Sample, sample_texts
+from stages.evaluate.scoring import Scorer, worth_compiling
 from stages.evaluate.strided import document_nll
-from stages.perplexity import token_losses
 from stages.progress import say
 from stages.tracking import open_run
 
@@ -73,9 +73,11 @@ def run(job: Job, evaluate: EvaluateParams) -> None:
         fitted = thread.submit(baselines, text.train, text.test, text.table)
         device = job.execution.torch_device()
         model = load_model(best, device)
-        losses = label_losses(model, text.rows, device, "test loss")
+        compiled = worth_compiling(job.execution, device, text.n_slots(evaluate.context_overlap))
+        score = Scorer(model, device, evaluate.precision, compiled)
+        losses = label_losses(score, text.rows, "test loss")
         seen = look_inside(model, text, evaluate, device)
-        metrics = measure(model, text, losses, seen, fitted, evaluate, device)
+        metrics = measure(score, text, losses, seen, fitted, evaluate)
         facts = {
             "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
             "training tokens": f"{state['tokens']:,}",
@@ -117,8 +119,8 @@ def look_inside(model: Decoder, text: Text, params: EvaluateParams, device: str)
 
 
 def measure(
-    model: Decoder, text: Text, losses: LabelLosses, seen: Inside, fitted: Future[dict[str, float]],
-    params: EvaluateParams, device: str,
+    score: Scorer, text: Text, losses: LabelLosses, seen: Inside, fitted: Future[dict[str, float]],
+    params: EvaluateParams,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of metrics.json; figures rounded to six decimals."""
     by_document = losses.by_document()
@@ -130,8 +132,8 @@ def measure(
         "bits_per_byte": bits_per_byte(by_document, text.n_bytes),
         "bits_per_byte_low": low,
         "bits_per_byte_high": high,
-        **other_texts(model, text, params, device),
-        **repetition_losses(model, text, params, device),
+        **other_texts(score, text, params),
+        **repetition_losses(score, text, params),
     }
     texts = [sample.ids for sample in seen.samples + seen.written]
     matches = longest_matches(texts, text.train_rows, text.seen)
@@ -141,19 +143,19 @@ def measure(
     return rounded | {"eval_sha256": text_sha256(text.table.text_bytes(document) for document in text.documents)}
 
 
-def other_texts(model: Decoder, text: Text, params: EvaluateParams, device: str) -> dict[str, float]:
+def other_texts(score: Scorer, text: Text, params: EvaluateParams) -> dict[str, float]:
     """Bits per byte with overlapping windows, and all figures of the validation split and of further files."""
     context, end_of_text = text.rows.context_length, text.table.end_of_text
 
     def nll(documents: list[NDArray[np.int64]], overlap: float, title: str) -> NDArray[np.float64]:
-        return document_nll(model, documents, end_of_text, context, overlap, device, title)
+        return document_nll(score, documents, end_of_text, context, overlap, title)
 
     strided = nll(text.documents, params.context_overlap, "test loss, strided")
     figures = {"bits_per_byte_strided": bits_per_byte(strided, text.n_bytes)}
     for name, documents in {"validation": list(text.validation.documents()), **text.texts}.items():
         n_bytes, n_labels = bytes_of(documents, text.table), sum(map(len, documents))
         if name == "validation":
-            plain_nll = label_losses(model, text.validation, device, "validation loss").by_document()
+            plain_nll = label_losses(score, text.validation, "validation loss").by_document()
         else:
             plain_nll = nll(documents, 0.0, f"loss of {name}")
         loss = float(plain_nll.sum()) / n_labels
@@ -168,10 +170,10 @@ def other_texts(model: Decoder, text: Text, params: EvaluateParams, device: str)
     return figures
 
 
-def repetition_losses(model: Decoder, text: Text, params: EvaluateParams, device: str) -> dict[str, float]:
+def repetition_losses(score: Scorer, text: Text, params: EvaluateParams) -> dict[str, float]:
     """Loss on random tokens read for the first and for the second time: what copying from the context gains."""
     batch = repeated_tokens(text.rows.vocab_size, text.rows.context_length, params.seed)
-    nll = token_losses(model, batch, device)
+    nll = score(batch)
     half = batch.inputs.shape[1] // 2
     # The last label of the first half is the first token of the second, which nothing foretells.
     return {

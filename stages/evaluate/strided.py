@@ -15,18 +15,16 @@ Windows are packed into rows beside each other, which changes nothing: segments 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.perplexity import ROWS_PER_FORWARD, token_losses
+from stages.evaluate.scoring import Scorer
+from stages.perplexity import ROWS_PER_FORWARD
 from stages.progress import progress
 from stages.row_kernel import IGNORED_LABEL, NO_SEGMENT
 from stages.tokens import Batch
-
-if TYPE_CHECKING:
-    from model.decoder import Decoder
 
 IntArray = NDArray[np.int64]
 
@@ -51,9 +49,8 @@ def windows_of(lengths: Sequence[int], context_length: int, overlap: float) -> I
 
 
 def document_nll(
-    model: Decoder, documents: Sequence[IntArray], end_of_text: int, context_length: int, overlap: float, device: str,
-    title: str,
-) -> NDArray[np.float64]:  # fmt: skip
+    score: Scorer, documents: Sequence[IntArray], end_of_text: int, context_length: int, overlap: float, title: str
+) -> NDArray[np.float64]:
     """Nats of each document, given as labels t1 .. tn and end-of-text, [D]."""
     nll = np.zeros(len(documents))
     rows = list(_rows(windows_of([len(d) for d in documents], context_length, overlap), context_length))
@@ -61,7 +58,7 @@ def document_nll(
         for first in range(0, len(rows), ROWS_PER_FORWARD):
             some = rows[first : first + ROWS_PER_FORWARD]
             batch = _batch(some, documents, end_of_text, context_length)
-            losses = token_losses(model, batch, device)
+            losses = score(batch)
             for row, windows in enumerate(some):
                 begin = 0
                 for window in windows:

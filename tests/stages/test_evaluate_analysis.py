@@ -15,6 +15,7 @@ from stages.evaluate.attention import SCORES, head_scores
 from stages.evaluate.baselines import rows_seen
 from stages.evaluate.events import events_of_rows
 from stages.evaluate.losses import bits_per_byte, bootstrap_interval, label_losses
+from stages.evaluate.scoring import Scorer
 from stages.order import data_order
 from stages.perplexity import document_losses, to_tensors
 from stages.tokens import INDEX_VERSION, TokenRows, row_schema
@@ -78,7 +79,7 @@ def test_rows_seen_are_those_of_trainings_order_each_once(rows):
 
 
 def test_every_label_of_every_document_has_one_loss(model, rows):
-    losses = label_losses(model, rows, "cpu", "test")
+    losses = label_losses(Scorer(model, "cpu"), rows, "test")
     for number, document in enumerate(DOCUMENTS):
         assert sorted(losses.labels[losses.documents == number]) == sorted([*document, 0])
     assert losses.by_document() == pytest.approx(document_losses(model, rows, "cpu").nll, rel=1e-9)
@@ -90,7 +91,7 @@ def test_every_label_of_every_document_has_one_loss(model, rows):
 def test_a_model_that_knows_nothing_needs_ln_v_nats(rows):
     model = Decoder(ModelConfig(n_layers=1, hidden_size=8, n_heads=1, n_kv_heads=1), VOCAB)
     torch.nn.init.zeros_(model.embedding.weight)
-    losses = label_losses(model.eval(), rows, "cpu", "test")
+    losses = label_losses(Scorer(model.eval(), "cpu"), rows, "test")
     assert losses.nll == pytest.approx(np.full(25, math.log(VOCAB)), rel=1e-6)
 
 
@@ -108,7 +109,7 @@ def test_bits_per_byte_and_their_interval():
 
 
 def test_buckets_hold_every_label_once(model, rows):
-    losses = label_losses(model, rows, "cpu", "test")
+    losses = label_losses(Scorer(model, "cpu"), rows, "test")
     by_position = curves.by_position(losses, T)
     assert [position for position, _, _ in by_position] == [0, 1, 2, 3, 4, 6]
     by_frequency = curves.by_frequency(losses, np.array([5, 5, 6, 7, 7, 7]), VOCAB)

@@ -8,6 +8,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.evaluate.embeddings import NEIGHBOURS, embedding_map, pca
 from stages.evaluate.generation import covered, longest_matches, quality
+from stages.evaluate.scoring import Scorer
 from stages.evaluate.strided import Window, document_nll, windows_of
 from stages.tokens import Batch
 
@@ -41,7 +42,7 @@ def test_every_label_counts_once_and_has_its_context(overlap):
 def test_strided_losses_are_those_of_the_windows_read_one_by_one(model):
     generator = np.random.default_rng(0)
     documents = [np.append(generator.integers(1, VOCABULARY, n), END) for n in (3, 30, 8, 1, 17)]
-    found = document_nll(model, documents, END, 8, 0.5, "cpu", "test")
+    found = document_nll(Scorer(model, "cpu"), documents, END, 8, 0.5, "test")
     for number, document in enumerate(documents):
         inputs, expected = np.append(END, document[:-1]), 0.0
         for _, start, counted, end in windows_of([len(document)], 8, 0.5):

@@ -1,4 +1,4 @@
-"""Decoding one token at a time on a CPU: fp32, int8 and int4 side by side, in one run.
+"""Decoding one token at a time on a CPU: fp32, int8, int8_dynamic and int4 side by side, in one run.
 
     python -m benchmarks.quantised                 # 124M parameters, a minute on one core
     python -m benchmarks.quantised --preset tiny   # the same code in seconds
@@ -19,21 +19,22 @@ import torch
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.quantised import PackedDecoder, matrices, quantise
+from stages.quantised import DYNAMIC, METHODS
 
 VOCABULARY, CONTEXT = 50304, 1024
 
 
 def models(config: ModelConfig, group_size: int) -> tuple[dict[str, Decoder], dict[str, dict[str, float]]]:
-    """The same weights three times, and what they take: MB, and the linear layers' part of bf16's bytes."""
+    """The same weights four times, and what they take: MB, and the linear layers' part of bf16's bytes."""
     plain = Decoder(config, VOCABULARY, CONTEXT).eval().requires_grad_(False)
     plain.initialise(torch.Generator().manual_seed(0))
     weights, names = plain.state_dict(), matrices(plain)
     made: dict[str, Decoder] = {"fp32": plain}
     sizes = {"fp32": {"mb": sum(t.nbytes for t in weights.values()) / 1e6, "of_bf16": 2.0}}
-    for name, bits in (("int8", 8), ("int4", 4)):
+    for name, bits in METHODS.items():
         packed = quantise(weights, names, bits, group_size)
         rest = {key: tensor for key, tensor in weights.items() if key not in packed}
-        made[name] = PackedDecoder(config, VOCABULARY, CONTEXT, packed, rest)
+        made[name] = PackedDecoder(config, VOCABULARY, CONTEXT, packed, rest, dynamic=name == DYNAMIC)
         linear = [key for key in names if key != "embedding.weight"]
         of_bf16 = sum(packed[k].n_bytes for k in linear) / sum(2 * weights[k].numel() for k in linear)
         n_bytes = sum(part.n_bytes for part in packed.values()) + sum(t.nbytes for t in rest.values())
@@ -69,7 +70,7 @@ def main() -> None:
         for name in made
     }
     for name, row in figures.items():
-        print(f"{name:5}", "  ".join(f"{key} {value:8.3f}" for key, value in row.items()))
+        print(f"{name:12}", "  ".join(f"{key} {value:8.3f}" for key, value in row.items()))
     if options.out:
         record = {"preset": options.preset, "threads": options.threads, "figures": figures}
         Path(options.out).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -82,6 +82,7 @@ def open_quantised(folder: Path, device: str = "cpu") -> Decoder:
     from safetensors.torch import load_file
 
     from model.quantised import PackedDecoder
+    from stages.int8_kernel import one_row
 
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
@@ -93,7 +94,7 @@ def open_quantised(folder: Path, device: str = "cpu") -> Decoder:
         tensors = load_file(folder / WEIGHTS)
         packed = _packed_in(settings, tensors)
         dynamic = settings["quantization"].get("method") == DYNAMIC
-        return PackedDecoder(architecture, *sizes, packed, tensors, dynamic).to(device)
+        return PackedDecoder(architecture, *sizes, packed, tensors, dynamic, one_row).to(device)
     except SafetensorError as error:
         raise BadInput(f"{folder / WEIGHTS}: {error}; {AGAIN}") from None
     except BadInput as error:

@@ -8,13 +8,13 @@ from pydantic import Field, field_validator
 
 from stages.params import Section
 
-Format = Literal["hf", "onnx", "int8", "int4"]
+Format = Literal["hf", "onnx", "int8", "int8_dynamic", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)  # each a folder below data/export
 
 
 class ExportParams(Section):
     registered_model: str = Field(default="millrace", pattern=r"^[^/:.%\"']+$")
-    formats: list[Format] = ["hf", "onnx", "int8", "int4"]
+    formats: list[Format] = ["hf", "onnx", "int8", "int8_dynamic", "int4"]
     check_documents: int = Field(default=8, ge=1)
     check_tokens: int = Field(default=32, ge=1)
     max_difference: float = Field(default=1e-4, gt=0)

@@ -153,7 +153,7 @@ def write_metrics(job: Job, facts: Facts, compared: dict[str, Any], variants: Se
     write_json(job.staging / "manifest.json", manifest)
     metrics = {
         "hf_max_diff": float(f"{compared['difference']:.1e}"),
-        "hf_perplexity": round(compared["perplexity"], 3),
+        "check_perplexity": round(compared["perplexity"], 3),
         "hf_tokens": compared["tokens"],
         "hf_greedy_tokens": compared["greedy_tokens"],
     }

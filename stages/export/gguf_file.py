@@ -24,7 +24,14 @@ import numpy.typing as npt
 
 from stages.checkpoint import refused_by_system
 from stages.errors import BadInput, Failed
-from stages.export.gguf_names import ARCHITECTURES, PRE_TOKENIZERS, gguf_name, problem_of_tokenizer
+from stages.export.gguf_names import (
+    ARCHITECTURES,
+    EXPERT,
+    EXPERT_PARTS,
+    PRE_TOKENIZERS,
+    gguf_name,
+    problem_of_tokenizer,
+)
 from stages.pretoken_rules import rule_of
 
 Floats = npt.NDArray[np.float32]
@@ -62,19 +69,18 @@ def renamed(settings: Mapping[str, Any], weights: Mapping[str, Floats]) -> dict[
     """The tensors of transformers as llama.cpp wants them."""
     model_type = settings["model_type"]
     found: dict[str, Floats] = {}
+    experts: dict[str, dict[int, Floats]] = {}
     for name, tensor in weights.items():
-        layer, _, expert_part = name.partition(".mlp.experts.")
-        if expert_part:  # [experts, 2 * inner, outer], or [experts, outer, inner]
-            place = layer.replace("model.layers", "blk")
-            parts = np.split(tensor, 2, axis=1) if expert_part == "gate_up_proj" else [tensor]
-            kinds = ("gate", "up") if len(parts) == 2 else ("down",)
-            found |= {f"{place}.ffn_{kind}_exps.weight": part for kind, part in zip(kinds, parts, strict=True)}
+        if of_expert := EXPERT.fullmatch(name):
+            layer, number, part = of_expert.groups()
+            experts.setdefault(f"blk.{layer}.ffn_{EXPERT_PARTS[part]}_exps.weight", {})[int(number)] = tensor
             continue
         if ARCHITECTURES[model_type] == "llama" and (".q_proj." in name or ".k_proj." in name):
             tensor = neighbours(tensor, settings["head_dim"])
         if model_type == "gpt2" and ".c_" in name:
             tensor = tensor.T
         found[gguf_name(model_type, name)] = tensor
+    found |= {name: np.stack([parts[e] for e in sorted(parts)]) for name, parts in sorted(experts.items())}
     if model_type == "olmo2":  # llama.cpp ties the head for the others
         found.setdefault("output.weight", found["token_embd.weight"])
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in found.items()}

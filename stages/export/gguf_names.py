@@ -34,15 +34,20 @@ IN_LAYER = {
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
     "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
     "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
 }  # fmt: skip
 OLMO2 = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")  # layer, expert, part
+EXPERT_PARTS = {
+    "w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
+}  # fmt: skip
 PLACE = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.*)\.(weight|bias)")
 
 
 def gguf_name(model_type: str, theirs: str) -> str:
-    """The name of a tensor of transformers in GGUF; experts apart, whose tensors are taken to pieces."""
+    """The name of a tensor of transformers in GGUF; experts apart, whose tensors are joined there."""
     if found := PLACE.fullmatch(theirs):
         layer, part, kind = found.groups()
         names = {**IN_LAYER, **OLMO2} if model_type == "olmo2" else IN_LAYER

@@ -21,6 +21,7 @@ from stages.export.gguf_file import Misread, compare, neighbours, renamed, write
 from stages.export.gguf_names import problem_of_model, problem_of_tokenizer
 from stages.export.params import ExportParams
 from stages.huggingface import to_huggingface
+from stages.huggingface_weights import as_on_the_hub
 from stages.tokenizer.params import TokenizerParams
 from tests.stages.exports import TEXTS, write_tokenizer
 from tests.stages.twins import CONTEXT_LENGTH, OURS, TOKEN_IDS, decoder, ours_of
@@ -53,7 +54,7 @@ def folder_of(root: Path, case: str, tokenizer: Path) -> tuple[Path, Decoder]:
     write_hf_tokenizer(root / "hf", tokenizer, CONTEXT_LENGTH)
     (root / "hf/config.json").write_text(json.dumps(settings))
     (root / "hf/generation_config.json").write_text(json.dumps(TOKEN_IDS))
-    save_file(weights, root / "hf/model.safetensors")
+    save_file(as_on_the_hub(settings["model_type"], weights), root / "hf/model.safetensors")
     return root, made
 
 

@@ -8,7 +8,7 @@ Models are small and their weights, gains and biases random, so that no error ca
     hf          transformers, its own class, or `own code`, which is our decoder itself
     onnx        onnxruntime, the whole row at once
     cached      onnxruntime, token by token through caches, behind 3 tokens of padding
-    int8, int4  what the packed weights lose: random weights lose more than trained ones
+    int8 ..     what the packed weights lose: random weights lose more than trained ones
 """
 
 from __future__ import annotations

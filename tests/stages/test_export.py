@@ -76,6 +76,7 @@ def test_each_format_stands_by_itself_and_says_what_it_is_worth(export: Path) ->
     assert metrics["onnx_max_diff"] < 1e-4 and metrics["onnx_greedy_tokens"] == metrics["hf_greedy_tokens"]
     assert all(0.9 < metrics[f"{name}_perplexity_ratio"] < 1.005 for name in ("int8", "int8_dynamic"))
     assert 0.9 < metrics["int4_perplexity_ratio"] < 1.03
+    assert metrics["gguf_bytes"] == sum((export / f"gguf/model-{kind}.gguf").stat().st_size for kind in ("f16", "q8_0"))
     variants = json.loads((export / "manifest.json").read_text())["variants"]
     for name in METHODS:
         assert variants[name]["low"] <= variants[name]["ratio"] <= variants[name]["high"]

@@ -8,7 +8,7 @@ Models are small and their weights, gains and biases random, so that no error ca
     hf          transformers, its own class, or `own code`, which is our decoder itself
     onnx        onnxruntime, the whole row at once
     cached      onnxruntime, token by token through caches, behind 3 tokens of padding
-    int8, int4  what the packed weights lose: random weights lose more than trained ones
+    int8 ..     what the packed weights lose: random weights lose more than trained ones
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from model.quantised import PackedDecoder, matrices, quantise
 from stages.export.check_onnx import OnnxDecoder
 from stages.export.onnx_decoder import write_onnx
 from stages.huggingface_twins import twin_of
+from stages.quantised import DYNAMIC, METHODS
 from tests.stages.twins import CONTEXT_LENGTH, LATENT, OURS, VOCAB_SIZE, decoder, exported, loaded, ours_of
 
 OWN = {
@@ -51,8 +52,8 @@ def row(made: Decoder, folder: Path) -> dict[str, str]:
         theirs = OnnxDecoder(folder / "model.onnx", threads=1)
         found["onnx"] = shown(torch.from_numpy(theirs.logits(ids)) - wanted)
         found["cached"] = shown(torch.from_numpy(stepwise(theirs, ids)) - wanted)
-        for name, bits in (("int8", 8), ("int4", 4)):
-            found[name] = shown(packed(made, bits)(inputs) - wanted)
+        for name in METHODS:
+            found[name] = shown(packed(made, name)(inputs) - wanted)
     return found
 
 
@@ -75,11 +76,11 @@ def stepwise(theirs: OnnxDecoder, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(read, axis=1)
 
 
-def packed(made: Decoder, bits: int) -> PackedDecoder:
+def packed(made: Decoder, method: str) -> PackedDecoder:
     weights = made.state_dict()
-    parts = quantise(weights, matrices(made), bits, 32)
+    parts = quantise(weights, matrices(made), METHODS[method], 32)
     plain = {name: tensor for name, tensor in weights.items() if name not in parts}
-    return PackedDecoder(made.config, VOCAB_SIZE, CONTEXT_LENGTH, parts, plain)
+    return PackedDecoder(made.config, VOCAB_SIZE, CONTEXT_LENGTH, parts, plain, method == DYNAMIC)
 
 
 def main() -> None:
@@ -88,11 +89,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = {**{name: changes for name, (_, changes) in OURS.items()}, **OWN}
-    lines = [f"{'':28}" + "".join(f"{name:>10}" for name in ("hf", "onnx", "cached", "int8", "int4"))]
+    lines = [f"{'':28}" + "".join(f"{name:>13}" for name in ("hf", "onnx", "cached", *METHODS))]
     for case, changes in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             lines.append(
-                f"{case:28}" + "".join(f"{cell:>10}" for cell in row(decoder(ours_of(changes)), Path(folder)).values())
+                f"{case:28}" + "".join(f"{cell:>13}" for cell in row(decoder(ours_of(changes)), Path(folder)).values())
             )
         print("\n".join(lines[-2:] if len(lines) == 2 else lines[-1:]), flush=True)
     if options.out:

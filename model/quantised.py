@@ -9,15 +9,18 @@ and 0.24. Two codes share a byte, the first in its lower half. With groups of 64
 bf16 a weight costs 4.5 bits, 0.28 of bf16.
 
 The embedding, which is the head as well where they are tied, and matrices that no group divides are int8; norms,
-biases, routers and learned positions stay as they are. A product with few rows, which is decoding, goes through
-torch's packed kernels on CPUs: they read a quarter or an eighth of the bytes, with inputs rounded to bf16. More rows,
-and GPUs, dequantise the matrix first. For looking up tokens the embedding is held in fp32.
+biases, routers and learned positions stay as they are. A product with few rows, which is decoding, reads the codes
+themselves on CPUs, a quarter or an eighth of the bytes: one row by a kernel that is handed in (stages/int8_kernel.py),
+a few through model/int8_product.py with inputs in 14 bits, int4 through torch's packed kernel with inputs in bf16.
+More rows, and GPUs, dequantise the matrix first. `dynamic` rounds inputs to 7 bits as well, a row by itself, for any
+number of rows. For looking up tokens the embedding is held in fp32.
 
 Shapes: R rows, N outputs, K inputs, G groups, E experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,13 +31,15 @@ from model.config import ModelConfig
 from model.context import Context
 from model.decoder import Decoder
 from model.experts import Experts
+from model.int8_product import AVAILABLE, Int8Product, in_one_digit
 from model.latent import LatentAttention
 
-FEW_ROWS = 16  # with more, a dequantised matrix is faster than the packed kernels (768 x 2,048 on AVX2)
+FEW_ROWS = {8: 64, 4: 16}  # with more, a dequantised matrix is faster than the kernels of so many bits (AVX2)
 LARGEST_INT8, LEVELS, MIDDLE = 127, 15, 8
 SMALLEST = 1e-12  # a scale of zero would divide by zero where all weights are zero
 GROUP_SIZES = (32, 64, 128)  # those of torch's kernel
-KERNEL_INPUTS, KERNEL_OUTPUTS = 32, 16  # torch's kernels want multiples; others they read beyond the end
+KERNEL_OUTPUTS = 16  # torch's packed kernel wants a multiple; beyond another it reads on
+OneRow = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # x [K], codes [N, K], scale [N], dynamic -> [N]
 
 
 class Packed(NamedTuple):
@@ -113,27 +118,28 @@ def matrices(model: Decoder) -> list[str]:
 
 
 class PackedLinear(nn.Module):
-    """x W^T + bias, W packed."""
+    """x W^T + bias, W packed. `dynamic`: x is rounded as well; W is int8 then. one_row: a kernel for int8, or None."""
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
     bias: Tensor | None
-    ones: Tensor  # of int8
     tiles: Tensor  # of int4, as is scale_and_zero
     scale_and_zero: Tensor
 
-    def __init__(self, packed: Packed, bias: Tensor | None = None):
+    def __init__(
+        self, packed: Packed, bias: Tensor | None = None, dynamic: bool = False, one_row: OneRow | None = None
+    ):
         super().__init__()
         for name, tensor in {**packed._asdict(), "bias": bias}.items():
             self.register_buffer(name, tensor)
-        N, K = packed.codes.shape
-        self.has_kernel = packed.bits == 4 or (N % KERNEL_OUTPUTS == 0 and K % KERNEL_INPUTS == 0)
-        if packed.zero is None:
-            self.register_buffer("ones", torch.ones(len(packed.scale), dtype=torch.bfloat16))
-        else:  # as the kernel wants them
+        self.bits, self.dynamic, self.one_row = packed.bits, dynamic, one_row
+        self.product: Int8Product | None = None
+        if packed.zero is not None:  # as the kernel wants them
             self.register_buffer("tiles", torch._convert_weight_to_int4pack_for_cpu(unpacked(packed.codes).cpu(), 1))
             self.register_buffer("scale_and_zero", torch.stack((packed.scale.t(), packed.zero.t()), -1).contiguous())
+        elif AVAILABLE:
+            self.product = Int8Product(packed.codes.cpu(), packed.scale.cpu(), digits=1 if dynamic else 2)
 
     @property
     def weight(self) -> Tensor:
@@ -141,29 +147,34 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_RK = x.flatten(0, -2)
-        if x.device.type != "cpu" or len(x_RK) > FEW_ROWS or not self.has_kernel:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.linear(x, self.weight.to(x.dtype), bias)
-        x_RK = x_RK.bfloat16().contiguous()
-        if self.zero is None:  # scaled here, since the kernel would round scales to bf16
-            y_RN = torch._weight_int8pack_mm(x_RK, self.codes, self.ones).float() * self.scale
-        else:
-            group = self.codes.shape[1] * 2 // self.scale.shape[1]
-            y_RN = torch._weight_int4pack_mm_for_cpu(x_RK, self.tiles, group, self.scale_and_zero).float()
+        y_RN = self.multiplied(x_RK)
         y_RN = y_RN if self.bias is None else y_RN + self.bias
         return y_RN.to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def multiplied(self, x_RK: Tensor) -> Tensor:
+        on_cpu, few = x_RK.device.type == "cpu", len(x_RK) <= FEW_ROWS[self.bits]
+        if on_cpu and few and self.zero is not None:
+            group = self.codes.shape[1] * 2 // self.scale.shape[1]
+            x_RK = x_RK.bfloat16().contiguous()
+            return torch._weight_int4pack_mm_for_cpu(x_RK, self.tiles, group, self.scale_and_zero).float()
+        if on_cpu and self.one_row and len(x_RK) == 1 and self.zero is None:
+            return self.one_row(x_RK[0].float().contiguous(), self.codes, self.scale, self.dynamic)[None]
+        if on_cpu and self.product and (few or self.dynamic):
+            return self.product(x_RK.float())
+        return F.linear(in_one_digit(x_RK) if self.dynamic else x_RK, self.weight.to(x_RK.dtype))
 
 
 class PackedExperts(nn.Module):
     """Experts (model/experts.py), each of three packed matrices. For inference; it has no losses."""
 
-    def __init__(self, experts: Experts, gate: Packed, up: Packed, down: Packed):
+    def __init__(self, experts: Experts, gate: Packed, up: Packed, down: Packed, dynamic: bool, one_row: OneRow | None):
         super().__init__()
         self.router, self.shared, self.route, self.activation = (
             experts.router, experts.shared, experts.route, experts.activation,
         )  # fmt: skip
         self.gate, self.up, self.down = (
-            nn.ModuleList(PackedLinear(part.of_expert(e)) for e in range(len(part.codes))) for part in (gate, up, down)
+            nn.ModuleList(PackedLinear(part.of_expert(e), None, dynamic, one_row) for e in range(len(part.codes)))
+            for part in (gate, up, down)
         )
 
     def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, None]:
@@ -182,12 +193,13 @@ class PackedDecoder(Decoder):
     """A decoder with packed matrices, for inference.
 
     Args:
-        packed: by the names of `matrices`. plain: the rest of `state_dict()`.
+        packed: by the names of `matrices`. plain: the rest of `state_dict()`. dynamic: round inputs as well; all
+            matrices are int8 then. one_row: the kernel for decoding one sequence.
     """
 
     def __init__(
         self, config: ModelConfig, vocab_size: int, context_length: int, packed: dict[str, Packed],
-        plain: dict[str, Tensor],
+        plain: dict[str, Tensor], dynamic: bool = False, one_row: OneRow | None = None,
     ):  # fmt: skip
         # What is packed is never held unpacked; a part of one's own may compute with values while it is made.
         with torch.device("cpu" if config.own_parts else "meta"):
@@ -198,14 +210,15 @@ class PackedDecoder(Decoder):
                 key = f"{name}.key_value_up.weight"
                 plain[key] = packed[key].dequantised()
             elif isinstance(module, Experts):
-                parts = (packed[f"{name}.{part}"] for part in ("gate", "up", "down"))
-                self.set_submodule(name, PackedExperts(module, *parts))
+                gate, up, down = (packed[f"{name}.{part}"] for part in ("gate", "up", "down"))
+                self.set_submodule(name, PackedExperts(module, gate, up, down, dynamic, one_row))
         for name, module in list(self.named_modules()):
             if isinstance(module, nn.Linear) and (key := f"{name}.weight") in packed and key not in plain:
-                self.set_submodule(name, PackedLinear(packed[key], plain.get(f"{name}.bias")))
+                self.set_submodule(name, PackedLinear(packed[key], plain.get(f"{name}.bias"), dynamic, one_row))
         own = {key: tensor for key, tensor in plain.items() if key in self.state_dict()}
         self.load_state_dict(own, strict=False, assign=True)
-        self.packed_head = PackedLinear(packed["embedding.weight"]) if self.head is None else self.head
+        embedding = packed["embedding.weight"]
+        self.packed_head = PackedLinear(embedding, None, dynamic, one_row) if self.head is None else self.head
         if left := [name for name, tensor in self.named_parameters() if tensor.is_meta]:
             raise ValueError(f"{left[0]} is missing")
         self.eval().requires_grad_(False)

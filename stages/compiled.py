@@ -93,6 +93,8 @@ def _no_blas() -> None:
 linalg.ensure_blas = _no_blas  # else the first kernel of a process imports scipy, for a third of a second
 numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{Locator.__name__}"  # type: ignore[attr-defined]
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+sum_kernel = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+"""The same with sums in any order, which vectors need: equal bits on equal processors alone, so not for data."""
 bare_kernel = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)  # type: ignore[call-overload]
 """The same for functions that make no arrays: nothing counts references, which takes half of the time of small ones."""
 inline_kernel = numba.njit(cache=True, inline="always", error_model="numpy")

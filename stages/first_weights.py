@@ -33,14 +33,13 @@ from stages.huggingface import from_huggingface
 from stages.huggingface_config import config_of, contract, vocab_size_of
 from stages.huggingface_weights import NO_WEIGHTS
 from stages.params import strict
-from stages.weights_file import AGAIN, EXPONENTS, first_not_finite, read_header
+from stages.weights_file import AGAIN, EXPONENTS, WEIGHTS, first_not_finite, read_header
 
 OWN_TYPE = "millrace"
 # How new weights are drawn, what training adds, and where weights come from: no property of the folder.
 FREE = {"preset", "init_std", "residual_init", "init_sha256", "dropout", "balance_loss", "router_z_loss"}
 OWN_PREFIX = "decoder."  # of the tensors in an export with our own code
 SHA256, FOLDER = ["model", "init_sha256"], ["execution", "init_from"]  # the keys that are blamed
-WEIGHTS = "model.safetensors"
 Problem = tuple[list[str], str]
 
 

@@ -69,4 +69,5 @@ def from_huggingface(settings: Mapping[str, Any], weights: Weights) -> tuple[Mod
         BadInput: an architecture, a setting or a tensor that our decoder does not have; it is named.
     """
     config = config_of(settings)
-    return config, from_theirs(ARCHITECTURES[settings["model_type"]], config, vocab_size_of(settings), weights)
+    architecture, interleaved = ARCHITECTURES[settings["model_type"]], settings.get("rope_interleave", True)
+    return config, from_theirs(architecture, config, vocab_size_of(settings), weights, interleaved)

@@ -64,6 +64,7 @@ def _attention(architecture: Architecture, config: ModelConfig, context_length: 
             **{key: getattr(config, key) for key in SIZES_OF_LATENT},
             "first_k_dense_replace": config.n_layers,
             "num_nextn_predict_layers": 0,
+            "rope_interleave": True,
             "rope_parameters": _rotary(config, config.qk_rope_head_dim),
         }
     rotary = _rotary(config, config.width_of_head)

@@ -158,7 +158,7 @@ QWEN3_MOE = Architecture(
 )  # fmt: skip
 DEEPSEEK_V3 = Architecture(
     "deepseek_v3", "DeepseekV3ForCausalLM", latent=True, besides="latent attention (mla)",
-    fixed={**NO_BIAS, "rope_interleave": False},
+    fixed=NO_BIAS,
     defaults={
         **COMMON, **NO_BIAS, "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
         "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "first_k_dense_replace": 3,

@@ -11,8 +11,11 @@ of 0.9 becomes -0.1. They multiply embeddings by sqrt(hidden_size), so ours are 
 the head is tied to them the gain of the last norm is multiplied by it. With hidden_size 256, an
 embedding 0.32 becomes 0.02, read as 0.02 * 16; as the head, 0.02 meets a hidden state 16 times larger.
 
+DeepseekV3 rotates neighbouring rows, we row i and row i + d/2: the rotary rows 0 1 2 3 of ours are its 0 2 1 3.
+
 Files of the hub differ from what transformers has in memory: experts each by its own name, masks beside the
-weights, names without the first part, bf16. All of that is read. Rows of the embedding beyond the vocabulary
+weights, names without the first part, bf16. All of that is read; experts are written so (`as_on_the_hub`), for those
+who know files alone, as vLLM does. Rows of the embedding beyond the vocabulary
 are padding: cut on the way out, zeros on the way in.
 
 Works on dicts of tensors or, on the way out, of arrays of numpy, and imports neither.
@@ -87,11 +90,51 @@ def to_theirs(architecture: Architecture, config: ModelConfig, vocab_size: int, 
     if architecture.is_gemma:
         _scale_embedding(theirs, config.hidden_size**-0.5, config.tie_embeddings)
         theirs = {name: tensor - 1 if _is_norm(name) else tensor for name, tensor in theirs.items()}
+    if architecture.latent:
+        theirs = {name: _rotary_rows(config, name, tensor, neighbours=True) for name, tensor in theirs.items()}
     return {name: _contiguous(tensor) for name, tensor in theirs.items()}
 
 
-def from_theirs(architecture: Architecture, config: ModelConfig, vocab_size: int, weights: Weights) -> Weights:
+def _rotary_rows(config: ModelConfig, name: str, tensor: Any, neighbours: bool) -> Any:
+    """The rotary rows of latent attention side by side, or, the other way round, in halves."""
+    width = config.qk_rope_head_dim
+    if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
+        heads = tensor.reshape(config.n_heads, -1, tensor.shape[-1])
+    elif name.endswith(".kv_a_proj_with_mqa.weight"):
+        heads = tensor[None]
+    else:
+        return tensor
+    pair = (2, width // 2) if neighbours else (width // 2, 2)
+    rotary = heads[:, -width:]
+    turned = rotary.reshape(len(heads), *pair, -1).swapaxes(1, 2).reshape(rotary.shape)
+    return _library(tensor).concatenate([heads[:, :-width], turned], 1).reshape(tensor.shape)
+
+
+def as_on_the_hub(model_type: str, theirs: Weights) -> Weights:
+    """The same tensors with each expert by its own name, as files of Mixtral and Qwen3Moe have them."""
+    folder = "block_sparse_moe" if model_type == "mixtral" else "mlp"
+    gate, up, down = HUB_EXPERTS[folder]
+    found: Weights = {}
+    for name, tensor in theirs.items():
+        block, _, part = name.partition(".mlp.experts.")
+        if not part:
+            found[name.replace(".mlp.gate.", f".{folder}.gate.")] = tensor
+            continue
+        for e, expert in enumerate(tensor):
+            half = len(expert) // 2
+            pieces = {gate: expert[:half], up: expert[half:]} if part == "gate_up_proj" else {down: expert}
+            for kind, piece in pieces.items():
+                found[f"{block}.{folder}.experts.{e}.{kind}.weight"] = _contiguous(piece)
+    return found
+
+
+def from_theirs(
+    architecture: Architecture, config: ModelConfig, vocab_size: int, weights: Weights, interleaved: bool = True
+) -> Weights:
     """Our tensors, fp32, from those of the twin or of a file of the hub.
+
+    Args:
+        interleaved: of latent attention, neighbouring rows are rotated together.
 
     Raises:
         BadInput: a tensor that is missing, unknown, or of another size; it is named.
@@ -99,6 +142,8 @@ def from_theirs(architecture: Architecture, config: ModelConfig, vocab_size: int
     theirs = _in_memory(architecture, config, weights)
     pieces = list(_pieces(architecture, config))
     _check_tensors(architecture, config, vocab_size, pieces, theirs)
+    if architecture.latent and interleaved:
+        theirs = {name: _rotary_rows(config, name, tensor, neighbours=False) for name, tensor in theirs.items()}
     if architecture.is_gemma:
         theirs = {name: tensor + 1 if _is_norm(name) else tensor for name, tensor in theirs.items()}
         _scale_embedding(theirs, config.hidden_size**0.5, config.tie_embeddings)

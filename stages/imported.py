@@ -20,10 +20,10 @@ from model.config import ModelConfig
 from stages.checkpoint import partial_of, save_checkpoint, seal
 from stages.entry import file_sha256, plain
 from stages.errors import BadInput
-from stages.exported import LENGTH_KEYS, SHARDS
-from stages.first_weights import OWN_TYPE, WEIGHTS, architecture_in, our_tensors, read_object, vocabulary_in
+from stages.exported import LENGTH_KEYS
+from stages.first_weights import OWN_TYPE, architecture_in, our_tensors, read_object, vocabulary_in
 from stages.huggingface_weights import NO_WEIGHTS
-from stages.weights_file import AGAIN
+from stages.weights_file import AGAIN, WEIGHTS, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def import_folder(source: Path, target: Path) -> Imported:
     try:
         settings = read_object(source / "config.json")
         config, vocab_size = architecture_in(settings), vocabulary_in(settings)
-        tensors = our_tensors(settings, read_tensors(source))
+        tensors = our_tensors(settings, trainable(source))
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     context_length = length_in(settings, tensors)
@@ -76,22 +76,9 @@ def import_folder(source: Path, target: Path) -> Imported:
     return Imported(config, vocab_size, context_length, n_parameters, file_sha256(target / WEIGHTS), tokenizer_sha256)
 
 
-def read_tensors(source: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of one or several files of weights, floating and finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    names = [WEIGHTS]
-    if (source / SHARDS).is_file():
-        names = sorted(set(read_object(source / SHARDS).get("weight_map", {}).values()))
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        if not (source / name).is_file():
-            raise BadInput(f"{name} is not there; weights in other forms than safetensors are not read")
-        try:
-            tensors |= load_file(source / name)
-        except SafetensorError as error:
-            raise BadInput(f"{name}: {error}; {AGAIN}") from None
+def trainable(source: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, floating and finite."""
+    tensors = read_tensors(source)
     for name, tensor in tensors.items():
         if NO_WEIGHTS.search(name):
             continue

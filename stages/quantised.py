@@ -1,4 +1,4 @@
-"""Folders of quantised models: data/export/int8 and data/export/int4.
+"""Folders of quantised models: data/export/int8, int8_dynamic and int4.
 
     model.safetensors   by the names of Decoder.state_dict(); of a packed matrix three tensors
     config.json         as of a checkpoint, and `quantization`, which says how each matrix is packed
@@ -8,7 +8,8 @@
     blocks.0.mlp.up.weight.scale    fp32 [N]; of int4 bf16 [N, G]
     blocks.0.mlp.up.weight.zero     of int4 alone, bf16 [N, G]
 
-model/quantised.py says what the codes stand for. A model of 124M takes 499 MB in fp32, about 125 MB in int8.
+model/quantised.py says what the codes stand for. int8_dynamic holds the weights of int8; who opens it rounds the inputs
+of each product to int8 as well. A model of 124M takes 499 MB in fp32, about 125 MB in int8.
 
     model = open_quantised(Path("data/export/int8"))      # a Decoder
 """
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from model.quantised import Packed
 
 WEIGHTS, AGAIN = "model.safetensors", "run `dvc checkout`, or `dvc repro export`"
-METHODS = {"int8": 8, "int4": 4}
+DYNAMIC = "int8_dynamic"
+METHODS = {"int8": 8, DYNAMIC: 8, "int4": 4}  # and their bits
+SCHEME = "rounded to nearest; int8 symmetric by output, int4 with a zero by group"
 
 
 def write_quantised(
@@ -63,7 +66,7 @@ def write_quantised(
     }
     quantization = {
         "method": method,
-        "scheme": "weights alone, rounded to nearest; int8 symmetric by output, int4 with a zero by group",
+        "scheme": f"{'weights, and inputs by row,' if method == DYNAMIC else 'weights alone,'} {SCHEME}",
         "matrices": described,
     }
     write_json(folder / "config.json", {"model_type": "millrace", **config, "quantization": quantization})
@@ -79,6 +82,7 @@ def open_quantised(folder: Path, device: str = "cpu") -> Decoder:
     from safetensors.torch import load_file
 
     from model.quantised import PackedDecoder
+    from stages.int8_kernel import one_row
 
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
@@ -89,7 +93,8 @@ def open_quantised(folder: Path, device: str = "cpu") -> Decoder:
         sizes = own_size(settings, "vocab_size"), own_size(settings, "context_length")
         tensors = load_file(folder / WEIGHTS)
         packed = _packed_in(settings, tensors)
-        return PackedDecoder(architecture, *sizes, packed, tensors).to(device)
+        dynamic = settings["quantization"].get("method") == DYNAMIC
+        return PackedDecoder(architecture, *sizes, packed, tensors, dynamic, one_row).to(device)
     except SafetensorError as error:
         raise BadInput(f"{folder / WEIGHTS}: {error}; {AGAIN}") from None
     except BadInput as error:

@@ -1,4 +1,4 @@
-"""What a file of safetensors holds, by its header, and whether its values are numbers. No torch.
+"""What a file of safetensors holds, by its header, and whether its values are numbers; all tensors of a folder.
 
     8 bytes     N, the length of the header, little-endian
     N bytes     {"wte": {"dtype": "F32", "shape": [61, 32], "data_offsets": [0, 7808]}, ..}
@@ -6,6 +6,7 @@
 
 Example: `wte` of 61 x 32 values of 4 bytes has 7,808 bytes, so that the next tensor begins at 7,808. A value is no
 number where all bits of its exponent are set, which is one mask on whole words: NaN and infinity alike.
+Torch is needed by `read_tensors` alone.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.errors import BadInput
 
+if TYPE_CHECKING:
+    import torch
+
 AGAIN = "download or export it again"
+WEIGHTS = "model.safetensors"
+SHARDS = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
 LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 # The bytes of a floating value, and the bits of its exponent.
 EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0xFF << 23), "F16": (2, 0x1F << 10), "BF16": (2, 0xFF << 7)}
@@ -105,3 +111,37 @@ def first_not_finite(path: Path, entries: Mapping[str, Entry]) -> str | None:
                 if ((words & mask) == mask).any():
                     return name
     return None
+
+
+def has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() or (folder / SHARDS).is_file()
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, in one file of weights or several.
+
+    Raises:
+        BadInput: a file that is missing, cut off or damaged; it is named.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = [WEIGHTS] if (folder / WEIGHTS).is_file() or not (folder / SHARDS).is_file() else _shards_of(folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadInput(f"{name} is not there; weights in other forms than safetensors are not read")
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{name}: {error}; {AGAIN}") from None
+    return tensors
+
+
+def _shards_of(folder: Path) -> list[str]:
+    """The files that the index names, each within the folder."""
+    try:
+        places = json.loads((folder / SHARDS).read_text(encoding="utf-8"))["weight_map"]
+        return sorted({Path(name).name for name in places.values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise BadInput(f"{SHARDS}: is damaged; {AGAIN}") from None

@@ -7,7 +7,9 @@ judge alone stands in its schema.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from model.config import ATTENTIONS, MLPS, NORMS
 from stages.checkpoint import named, wrong_sha256
 from stages.errors import BadInput
+from stages.export.gguf_names import problem_of_learned, problem_of_model, problem_of_tokenizer
 from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.params import ParamsFile
 from stages.train.feasible import infeasible
@@ -29,7 +32,8 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     """
     by_section = (check(sections) for check in CHECKS)
     root = params.path.parent
-    for keys, problem in itertools.chain(*by_section, initial_weights(sections, root), further_texts(sections, root)):
+    with_files = (check(sections, root) for check in (initial_weights, further_texts, readable_by_llama_cpp))
+    for keys, problem in itertools.chain(*by_section, *with_files):
         raise params.fail(keys, problem)
 
 
@@ -114,10 +118,32 @@ def further_texts(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
 
 
 def exportable(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """ONNX is written from what is built in (stages/export/onnx_blocks.py)."""
+    """ONNX is written from what is built in (stages/export/onnx_blocks.py), GGUF of what llama.cpp has."""
     own = sections["model"].own_parts
     if own and "onnx" in sections["export"].formats:
         yield ["export", "formats"], f"onnx has no nodes for {own[0]}, a class of yours; leave onnx out of the list"
+    if "gguf" in sections["export"].formats:
+        if importlib.util.find_spec("gguf") is None:
+            yield ["export", "formats"], "gguf needs the package gguf; run `pip install 'millrace[gguf]'`"
+        if problem := problem_of_model(sections["model"]):
+            yield ["export", "formats"], f"gguf {problem}; leave gguf out of the list"
+
+
+def readable_by_llama_cpp(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """llama.cpp must cut text as the tokenizer does; a damaged file is for the stage `tokenizer` to name."""
+    tokenizer = sections["tokenizer"]
+    if "gguf" not in sections["export"].formats:
+        return
+    path = root / Path(tokenizer.file).expanduser()
+    if not tokenizer.file:
+        problem = problem_of_learned(tokenizer)
+    else:
+        try:
+            problem = problem_of_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            problem = ""
+    if problem:
+        yield ["export", "formats"], f"gguf {problem}; leave gguf out of the list"
 
 
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (

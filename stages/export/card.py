@@ -121,8 +121,8 @@ def quantised(variants: Sequence[Variant]) -> str:
     header = ("folder", "weights", "linear layers, of bf16's bytes", "perplexity", "of that in fp32, 95% interval")
     return (
         "## Quantised variants\n\n"
-        "Weights alone, rounded to nearest, measured on rows of the same test text. `matrices.csv` in each folder\n"
-        f"says how far every matrix moved.\n\n{table(header, rows)}"
+        "Rounded to nearest: weights alone, in `int8_dynamic` the inputs of each product as well. Measured on rows of\n"
+        f"the same test text. `matrices.csv` in each folder says how far every matrix moved.\n\n{table(header, rows)}"
     )
 
 

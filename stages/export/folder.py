@@ -26,6 +26,7 @@ from stages.entry import write_json
 from stages.export.own_code import own_settings, own_weights, write_code
 from stages.huggingface import to_huggingface
 from stages.huggingface_twins import twin_of
+from stages.huggingface_weights import as_on_the_hub
 from stages.vocabulary import roles_of
 from stages.weights_file import readable
 
@@ -63,6 +64,7 @@ def write_folder(
         settings, theirs = own_settings(config, vocab_size, context_length, token_ids), own_weights(ours)
     else:
         settings, theirs = to_huggingface(ours, config, vocab_size, context_length, token_ids)
+        theirs = as_on_the_hub(settings["model_type"], theirs)
     path = folder / "model.safetensors"
     with refused_by_system(path):
         save_file(theirs, path, metadata={"format": "pt"})

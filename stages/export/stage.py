@@ -26,6 +26,7 @@ from stages.errors import BadInput
 from stages.export.card import Facts, model_card
 from stages.export.check import Request
 from stages.export.folder import copy_tokenizer, write_folder
+from stages.export.gguf_file import write_gguf
 from stages.export.onnx_decoder import FILE as ONNX_FILE
 from stages.export.onnx_decoder import write_onnx
 from stages.export.own_code import CLASS_NAME
@@ -43,6 +44,7 @@ def run(job: Job, export: ExportParams) -> None:
 
     Raises:
         BadInput: a damaged checkpoint.
+        Misread: a GGUF file holds something else than the checkpoint.
         Mismatch: transformers or onnxruntime load a folder and compute something else.
         TooLossy: a quantised variant is worse than its param allows.
     """
@@ -78,7 +80,7 @@ def tell(facts: Facts, compared: dict[str, Any]) -> None:
 
 
 def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[str, Any]) -> Facts:
-    """Writes hf but for its card, and onnx."""
+    """Writes hf but for its card, onnx and gguf."""
     for name in FORMATS:  # one that is not asked for is an empty folder, since dvc.yaml names all
         (job.staging / name).mkdir()
     folder = job.staging / "hf"
@@ -93,6 +95,8 @@ def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[s
     token_ids = write_folder(folder, checkpoint, architecture, *sizes, tokenizer)
     if "onnx" in export.formats:
         write_onnx_folder(job.staging / "onnx", folder, checkpoint, architecture, sizes, token_ids)
+    if "gguf" in export.formats:
+        write_gguf(folder, job.staging / "gguf", export.gguf_types)
 
     def read(name: str) -> Any:
         return json.loads((job.root / "data" / name).read_text(encoding="utf-8"))
@@ -153,7 +157,7 @@ def write_metrics(job: Job, facts: Facts, compared: dict[str, Any], variants: Se
     write_json(job.staging / "manifest.json", manifest)
     metrics = {
         "hf_max_diff": float(f"{compared['difference']:.1e}"),
-        "hf_perplexity": round(compared["perplexity"], 3),
+        "check_perplexity": round(compared["perplexity"], 3),
         "hf_tokens": compared["tokens"],
         "hf_greedy_tokens": compared["greedy_tokens"],
     }

@@ -58,10 +58,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def export(workspace: Path) -> Path:
-    """One export, registered in a database of the workspace, that tests look at."""
+    """One export in every format, registered in a database of the workspace, that tests look at."""
+    from stages.export.params import FORMATS
     from tests.stages.exports import OUTER_SETTINGS, exported
 
     with pytest.MonkeyPatch.context() as environment:
         for name in OUTER_SETTINGS:
             environment.delenv(name, raising=False)
-        return exported(workspace, Execution())
+        return exported(workspace, Execution(), formats=list(FORMATS))

@@ -19,7 +19,7 @@ from stages.export.folder import write_tokenizer as write_hf_tokenizer
 from stages.export.params import ExportParams
 from stages.export.variants import TooLossy, Variant, compared, judge
 from stages.first_weights import tokenizer_problem
-from stages.quantised import open_quantised
+from stages.quantised import METHODS, open_quantised
 from tests.stages.exports import OUTER_SETTINGS, SMALL, TEXTS, copy_inputs, exported, write_tokenizer, written
 
 
@@ -74,15 +74,17 @@ def test_the_card_has_the_figures_and_the_baselines_and_no_more(export: Path) ->
 def test_each_format_stands_by_itself_and_says_what_it_is_worth(export: Path) -> None:
     metrics = json.loads((export / "metrics.json").read_text())
     assert metrics["onnx_max_diff"] < 1e-4 and metrics["onnx_greedy_tokens"] == metrics["hf_greedy_tokens"]
-    assert 0.9 < metrics["int8_perplexity_ratio"] < 1.005 and 0.9 < metrics["int4_perplexity_ratio"] < 1.03
+    assert all(0.9 < metrics[f"{name}_perplexity_ratio"] < 1.005 for name in ("int8", "int8_dynamic"))
+    assert 0.9 < metrics["int4_perplexity_ratio"] < 1.03
+    assert metrics["gguf_bytes"] == sum((export / f"gguf/model-{kind}.gguf").stat().st_size for kind in ("f16", "q8_0"))
     variants = json.loads((export / "manifest.json").read_text())["variants"]
-    for name in ("int8", "int4"):
+    for name in METHODS:
         assert variants[name]["low"] <= variants[name]["ratio"] <= variants[name]["high"]
         assert open_quantised(export / name).vocab_size == 300
         table = (export / name / "matrices.csv").read_text().splitlines()
         assert table[0].startswith("matrix,bits,group_size") and table[1].startswith("embedding.weight,8,")
         assert f"| `{name}` |" in (export / "hf/README.md").read_text()
-    for name in ("onnx", "int8", "int4"):
+    for name in ("onnx", *METHODS):
         assert (export / name / "tokenizer.json").read_bytes() == (export / "hf/tokenizer.json").read_bytes()
     assert set(json.loads((export / "timing.json").read_text())) == {f"{n}_tokens_per_s" for n in ("fp32", *variants)}
 
@@ -92,6 +94,8 @@ def test_a_variant_that_loses_too_much_fails_by_its_name() -> None:
     judge(variant, 1.04)
     with pytest.raises(TooLossy, match=r"data/export/int4: .* 1\.0400 of fp32's, over export\.max_int4_perplexity_rat"):
         judge(variant, 1.03)
+    with pytest.raises(TooLossy, match=r"export\.max_int8_perplexity_ratio 1\.03; leave int8_dynamic out"):
+        judge(dataclasses.replace(variant, name="int8_dynamic"), 1.03)
     with pytest.raises(TooLossy):
         judge(dataclasses.replace(variant, ratio=float("nan")), 1.03)
 

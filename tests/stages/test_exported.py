@@ -192,7 +192,7 @@ def test_chatml_where_the_tokenizer_has_its_tokens(folder, tmp_path):
     assert exported.tokenizer.token_to_id("<|im_end|>") in exported.ends
 
 
-@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("method", ["int8", "int8_dynamic", "int4"])
 def test_quantised_folders_are_opened(written, tmp_path, method):
     from stages.export.variants import write_variant
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import stages
 from stages.errors import BadInput
 from stages.huggingface import architecture_of, from_huggingface, to_huggingface
+from stages.huggingface_weights import as_on_the_hub
 from tests.stages.twins import (
     CONTEXT_LENGTH,
     OURS,
@@ -96,12 +97,13 @@ def test_a_folder_of_transformers_becomes_ours_and_is_written_back(
     for name, tensor in tensors.items():
         if "gemma" in case:  # gains and embeddings are computed, so they may differ by their rounding
             assert torch.allclose(tensor, memory[name], rtol=1e-6, atol=1e-6), name
-        else:
+        elif "halves" not in case:  # written back with neighbours rotated together
             assert torch.equal(tensor, memory[name]), name
     assert set(memory) - set(tensors) <= {"lm_head.weight"}
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "config.json").write_text(json.dumps(again))
-    save_file(tensors, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    hub = as_on_the_hub(again["model_type"], tensors)
+    save_file(hub, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
     attention = "eager" if "gemma2" in case else "sdpa"
     opened, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation=attention

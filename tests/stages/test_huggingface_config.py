@@ -150,7 +150,6 @@ ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_pos
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers is \[1\]"),
         ("qwen3_moe", {"mlp_only_layers": [0, 1]}, "leaves no layer of 2 with experts"),
-        ("deepseek_v3", {"rope_interleave": ...}, "rope_interleave is True"),
         ("deepseek_v3", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1"),
         ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
         ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads is 2"),

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from model.decoder import Decoder
-from model.quantised import matrices, quantise
+from model.quantised import PackedLinear, int8, matrices, quantise
 from stages.entry import plain
 from stages.errors import BadInput
+from stages.int8_kernel import one_row
 from stages.quantised import METHODS, open_quantised, write_quantised
 
 CONFIG = ModelConfig(n_layers=2, hidden_size=64, n_heads=4, n_kv_heads=2, n_experts=4, expert_size=32, dense_layers=1)
@@ -40,8 +41,23 @@ def test_equal_weights_give_equal_bytes_and_open_again(method: str, tmp_path: Pa
     described = json.loads((one / "config.json").read_text())["quantization"]
     assert described["method"] == method
     assert described["matrices"]["embedding.weight"] == {"bits": 8}
-    up = {"bits": 8} if method == "int8" else {"bits": 4, "group_size": 64}
+    up = {"bits": 8} if method != "int4" else {"bits": 4, "group_size": 64}
     assert described["matrices"]["blocks.1.mlp.up"] == up
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_one_row_by_the_kernel_is_one_row_of_many(dynamic: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(33, 96, generator=generator), torch.randn(1, 96, generator=generator)
+    alone = PackedLinear(int8(weight), dynamic=dynamic, one_row=one_row)(x)
+    among = PackedLinear(int8(weight), dynamic=dynamic, one_row=one_row)(x.repeat(80, 1))
+    assert torch.allclose(alone.expand(80, -1), among, atol=1e-4)
+    assert not dynamic or not torch.allclose(alone, x @ int8(weight).dequantised().t(), atol=1e-3)
+
+
+def test_the_example_of_the_kernel() -> None:
+    codes, scale = torch.tensor([[1, -2]], dtype=torch.int8), torch.tensor([0.5])
+    assert one_row(torch.tensor([4.0, 3.0]), codes, scale, dynamic=False).tolist() == [-1]
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

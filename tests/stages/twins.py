@@ -90,7 +90,7 @@ GEMMA = {
 }  # fmt: skip
 LATENT_SIZES = {
     "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "num_key_value_heads": 4,
-    "first_k_dense_replace": 2, "rope_interleave": False,
+    "first_k_dense_replace": 2,
 }  # fmt: skip
 MOE_SIZES = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 
@@ -138,6 +138,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**GROUPED, **MOE_SIZES, "mlp_only_layers": [0]},
     "qwen3_moe window": {**GROUPED, **MOE_SIZES, "use_sliding_window": True, "sliding_window": WINDOW},
     "deepseek_v3": {**SIZES, **LATENT_SIZES, "q_lora_rank": None},
+    "deepseek_v3 halves": {**SIZES, **LATENT_SIZES, "q_lora_rank": None, "rope_interleave": False},
     "deepseek_v3 low": {**SIZES, **LATENT_SIZES, "q_lora_rank": 20, "tie_word_embeddings": True},
     "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": CONTEXT_LENGTH},
     "gpt2 untied": {

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.cache import LayerCache
 from model.decoder import Decoder
+from serving.single import Single
 from stages.errors import BadInput
 
 LENGTH_UNIT = 64
@@ -42,6 +43,7 @@ class Reader:
         self.device = model.embedding.weight.device
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
+            self.single = Single(model, self.caches, capacity) if Single.serves(model) else None
         self.graphs: dict[tuple[int, int], Graph] = {}
         # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
         asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
@@ -64,6 +66,8 @@ class Reader:
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], read: Sequence[int]) -> Tensor:
         """One token for each of the first rows, which have read so many before. Logits behind each, [B, V]."""
+        if len(tokens) == 1 and self.single is not None:
+            return self.single.step(tokens[0], read[0])[None]
         n, length = self._rounded(len(tokens)), self._length(max(read) + 1)
         beside = n - len(tokens)
         inputs = torch.tensor([*tokens, *[0] * beside])[:, None]

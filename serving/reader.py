@@ -2,6 +2,8 @@
 
     fill(row, tokens, start)    a piece of a prompt; logits behind its last token
     step(tokens, read)          one token for each of the first rows; logits behind each
+    guess(tokens, start)        tokens that may be wrong, into the first row; logits behind each
+    keep(n)                     the first n of them were right, the others were never there
 
 Rows are dense: when a sequence ends, the last one moves into its row. So a step works on the first rows, as views
 without a copy, and reads caches as far as the longest row (in units of LENGTH_UNIT).
@@ -44,6 +46,7 @@ class Reader:
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
             self.single = Single(model, self.caches, capacity) if Single.serves(model) else None
+        self.overwritten: list[tuple[Tensor, Tensor, Tensor]] = []  # of rings, by the last guesses
         self.graphs: dict[tuple[int, int], Graph] = {}
         # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
         asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
@@ -56,12 +59,39 @@ class Reader:
     @torch.inference_mode()
     def fill(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
         """Reads tokens that begin at position `start` into a row. Logits behind the last of them, [V]."""
+        return self.model.logits(self._read(row, tokens, start)[:, -1:])[0, 0]
+
+    def _read(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
+        """The hidden states behind each, [1, T, C]."""
         length = self._length(start + len(tokens))
         caches = [cache.part(row, row + 1, length) for cache in self.caches]
         inputs = torch.tensor([tokens], device=self.device)
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
         context = self.model.context(inputs, None, positions, cached=True)
-        return self.model.logits(self.model.hidden(inputs, context, caches)[:, -1:])[0, 0]
+        return self.model.hidden(inputs, context, caches)
+
+    @property
+    def most_guesses(self) -> int:
+        """With more, two of them and the token before would have the same slot of a ring."""
+        return min([cache.slots.window or self.capacity for cache in self.caches]) - 1
+
+    @torch.inference_mode()
+    def guess(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Reads tokens into the first row, all but the first of which are guesses. Logits behind each, [T, V]."""
+        positions = torch.arange(start, start + len(tokens), device=self.device)
+        self.overwritten = []
+        for cache in self.caches:
+            if cache.slots.window:  # what is appended beyond the text is overwritten before anybody reads it
+                slots = cache.slots.slot(positions)
+                self.overwritten += [(kept, slots, kept[0][:, slots]) for kept in (cache.keys, cache.values)]  # type: ignore[union-attr]
+        return self.model.logits(self._read(0, tokens, start))[0]
+
+    @torch.inference_mode()
+    def keep(self, n: int) -> None:
+        """Puts back what the others of the guesses, behind the first n tokens, have overwritten in rings."""
+        for kept, slots, before_KTD in self.overwritten:
+            kept[0][:, slots[n:]] = before_KTD[:, n:]
+        self.overwritten = []
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], read: Sequence[int]) -> Tensor:

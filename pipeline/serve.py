@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.generate import DEVICE, MODEL, opened
+from pipeline.generate import DEVICE, LOOKUP, MODEL, opened
 from stages.errors import BadInput
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -23,6 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--chunk", type=click.IntRange(16), default=256, show_default=True, help="Tokens of prompts read in a step."
 )
+@LOOKUP
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="A file of keys, one a line. [default: MILLRACE_API_KEYS]"
 )
@@ -41,7 +42,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for what runs, at the end."
 )
 def serve(
-    model: str, host: str, port: int, device: str, rows: int | None, chunk: int, keys: Path | None,
+    model: str, host: str, port: int, device: str, rows: int | None, chunk: int, lookup: int, keys: Path | None,
     max_body: int, max_waiting: int, timeout: float, drain: float,
 ) -> None:  # fmt: skip
     """Serves an export by OpenAI's API, with a chat page at /.
@@ -68,7 +69,7 @@ def serve(
     exported = opened(model, device)
     rows = rows or (64 if exported.device == "cuda" else 8)
     reader = Reader(exported.model, rows, exported.context_length)
-    worker = Worker(Engine(reader, exported.tokenizer, chunk), max_waiting)
+    worker = Worker(Engine(reader, exported.tokenizer, chunk, lookup), max_waiting)
     limits = Limits(body_bytes=max_body, request_seconds=timeout)
     address = f"http://{host}:{socket.getsockname()[1]}"
     click.echo(f"millrace: serves {exported.name} ({exported.device}) at {address}", err=True)

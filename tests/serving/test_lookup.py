@@ -1,13 +1,14 @@
 """Guessing tokens from the text itself: the same text comes, drawn or greedy, in fewer passes."""
 
 import pytest
+import torch
 
 from model.sampling import Sampling
 from serving.engine import Engine
 from serving.lookup import Lookup
 from serving.reader import Reader
 from serving.request import Request
-from tests.model.test_decoder import KINDS, decoder
+from tests.model.test_decoder import KINDS, decoder, tokens
 from tests.serving.test_engine import run
 
 CAPACITY = 40
@@ -39,6 +40,22 @@ def test_the_text_is_the_same_in_every_kind_of_cache(kind, exported):
     for request in requests:
         assert run(guessing, [request]) == run(plain, [request])
     assert 0 < guessing.right < guessing.guessed, "or nothing was taken, or nothing taken back"
+
+
+@pytest.mark.parametrize("kind", ["plain", "windows", "hybrid"])
+def test_wrong_guesses_leave_no_trace(kind):
+    model, row = decoder(**KINDS[kind]), tokens(1, CAPACITY)[0].tolist()
+    reader, untouched = Reader(model, 1, CAPACITY), Reader(model, 1, CAPACITY)
+    most = min(reader.most_guesses, 3)
+    for one in (reader, untouched):
+        one.fill(0, row[:20], 0)
+    for place in range(20, 36, most):
+        reader.guess([row[place], *[3] * most], place)
+        reader.keep(1)
+        untouched.step([row[place]], [place])
+        for later in range(place + 1, place + most):
+            found, right = (one.step([row[later]], [later]) for one in (reader, untouched))
+            torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
 
 
 def test_right_guesses_spare_passes_and_ends_hold(exported):

@@ -45,7 +45,7 @@ class Single:
             cosine, sine = rotation(torch.arange(capacity)[None], model.config, model.config.width_of_head)
             half = sine.shape[-1] // 2
             self.tables = cosine[0, 0], torch.cat((-sine[0, 0, :, :half], sine[0, 0, :, half:]), dim=-1)
-        self.layers = [Layer(block, cache) for block, cache in zip(model.blocks, self.caches, strict=True)]
+        self.layers = [Layer(block, cache) for block, cache in zip(model.blocks, self.caches, strict=True)]  # type: ignore[arg-type]
         self.needs_context = not all(layer.is_plain for layer in self.layers)
         self.final_norm = norm_of(model.final_norm)
 
@@ -70,15 +70,16 @@ class Layer:
 
     def __init__(self, block: Block, cache: LayerCache):
         self.block, self.cache = block, cache
-        known = isinstance(block.attention, Attention) and isinstance(cache, KeyValueCache)
-        self.attention = SingleAttention(block.attention, cache) if known else None
+        attention, self.attention = block.attention, None
+        if isinstance(attention, Attention) and isinstance(cache, KeyValueCache):
+            self.attention = SingleAttention(attention, cache)
         self.norms = [norm_of(norm) for norm in (block.attention_norm, block.mlp_norm)]
         self.post_norms = [
             None if isinstance(norm, nn.Identity) else norm_of(norm)
             for norm in (block.attention_post_norm, block.mlp_post_norm)
         ]
         self.mlp = mlp_of(block.mlp)
-        self.is_plain = known and not block.has_experts
+        self.is_plain = self.attention is not None and not block.has_experts
 
     def __call__(
         self, x_C: Tensor, position: int, turn: tuple[Tensor, Tensor] | None, context: Context | None
@@ -91,7 +92,7 @@ class Layer:
             x_C = self._product_added(x_C, output, y, 0)
         normed = self.norms[1](x_C)
         if self.mlp is not None:
-            return self._product_added(x_C, self.block.mlp.down, self.mlp(normed), 1)
+            return self._product_added(x_C, self.block.mlp.down, self.mlp(normed), 1)  # type: ignore[arg-type]
         branch = self.block.mlp(normed[None, None], context)[0] if self.block.has_experts else self.block.mlp(normed)
         return self._added(x_C, branch.view_as(x_C), 1)
 
@@ -115,13 +116,13 @@ class SingleAttention:
         self.n_queries = module.n_heads
         self.norms = [norm_of(norm) for norm in (module.query_norm, module.key_norm)]
         self.gain_HD: Tensor | None = None  # of the norms of heads, with the root of D
-        norm = module.query_norm
+        norm, of_keys = module.query_norm, module.key_norm
         self.has_norms = isinstance(norm, RMSNorm)
-        if isinstance(norm, RMSNorm) and not module.norm_whole_vector:
-            heads = (norm, module.n_heads), (module.key_norm, module.n_kv_heads)
+        if isinstance(norm, RMSNorm) and isinstance(of_keys, RMSNorm) and not module.norm_whole_vector:
+            heads = (norm, module.n_heads), (of_keys, module.n_kv_heads)
             ones = torch.ones(module.head_dim)
             gains = [(ones if n.weight is None else n.weight).expand(count, -1) for n, count in heads]
-            self.gain_HD = torch.cat(gains) * module.head_dim**0.5  # type: ignore[arg-type]
+            self.gain_HD = torch.cat(gains) * module.head_dim**0.5
             self.epsilon = torch.tensor((module.head_dim * norm.eps) ** 0.5)
 
     def __call__(self, x_C: Tensor, position: int, turn: tuple[Tensor, Tensor] | None) -> Tensor:

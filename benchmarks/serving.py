@@ -224,7 +224,7 @@ def waits(exported: Exported, work: Work, device: str) -> list[tuple[str, float,
     print(f"{n:3} at once  first token after {wait['alone_ms']:.1f} ms alone, {wait['joined_ms']:.1f} ms joining")
     most = 2 * wait["alone_ms"] + 20
     told = beside_and_alone(exported, work.prompts, 32, 8)
-    print(f"{n:3} at once  logits differ by {told['logit']:.2g} from alone; {told['others']} other tokens, "
+    print(f"{n:3} at once  logits differ by {told['logit']:.2g} from alone; {told['others']:g} other tokens, "
           f"whose lead was {told['lead']:.2g} at most", flush=True)  # fmt: skip
     near = 2e-2 if device == "cuda" else 1e-4
     return [

@@ -126,14 +126,17 @@ def first_token_seconds(worker: Worker, prompt: Sequence[int]) -> float:
 
 
 @torch.inference_mode()
-def beside_and_alone(exported: Exported, prompts: Sequence[Sequence[int]], n_steps: int, n_alone: int) -> dict:
+def beside_and_alone(
+    exported: Exported, prompts: Sequence[Sequence[int]], n_steps: int, n_alone: int
+) -> dict[str, float]:
     """The largest difference of a logit, and the largest lead of the best token over the second where another wins."""
     reader = Reader(exported.model, len(prompts), exported.context_length)
     together = [torch.stack([reader.fill(row, prompt, 0) for row, prompt in enumerate(prompts)])]
     for place in range(n_steps):
         tokens = together[-1].argmax(-1).tolist()
         together.append(reader.step(tokens, [len(prompt) + place for prompt in prompts]).clone())
-    by_itself, found = Reader(exported.model, 1, exported.context_length), {"logit": 0.0, "lead": 0.0, "others": 0}
+    by_itself = Reader(exported.model, 1, exported.context_length)
+    found = {"logit": 0.0, "lead": 0.0, "others": 0.0}
     for row in range(min(n_alone, len(prompts))):
         logits_V, written = by_itself.fill(0, prompts[row], 0), [beside[row].argmax().item() for beside in together]
         for place, beside in enumerate(together):

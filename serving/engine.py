@@ -41,6 +41,8 @@ from serving.text import TextStream
 log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
 
+MOST_PADDED = 1.25  # times the tokens of prompts that are read together
+
 
 @dataclasses.dataclass(eq=False)
 class Running:
@@ -120,6 +122,7 @@ class Engine:
             self._end(running, "cancelled")
         while self.waiting and len(self.running) < self.reader.n_rows:
             self.running.append(self.waiting.popleft())
+        self._read_prompts()
         drawing = [running for running in self.running if running.draws]
         guesses = self._guesses(drawing[0]) if self.lookup and drawing and len(self.running) == 1 else []
         if guesses:
@@ -132,7 +135,6 @@ class Engine:
             for running in drawing:
                 running.read += 1
             self._draw(drawing, logits_BV if len(rows) == len(last) else logits_BV[rows])
-        self._read_prompts()
 
     def _guesses(self, running: Running) -> list[int]:
         """What may come next; never beyond what it may still write."""
@@ -159,17 +161,35 @@ class Engine:
     def _read_prompts(self) -> None:
         """Reads up to `chunk` tokens of prompts; whose prompt is through draws a first token."""
         budget = self.chunk
-        unread = [running for running in self.running if not running.draws]
-        for running in sorted(unread, key=lambda running: running.arrival):  # rows change hands, and say nothing of it
-            prompt = running.request.prompt
-            piece = prompt[running.read : running.read + self.chunk]  # never less: who else runs decides no cut
-            if len(piece) > budget:
+        unread = sorted((running for running in self.running if not running.draws), key=lambda one: one.arrival)
+        while group := self._read_together(unread, budget):
+            del unread[: len(group)]
+            pieces = [self._piece(running) for running in group]
+            budget -= sum(map(len, pieces))
+            starts = [running.read for running in group]
+            logits_BV = self.reader.fill_rows(self.running.index(group[0]), pieces, starts)
+            for running, piece in zip(group, pieces, strict=True):
+                running.read += len(piece)
+            through = [row for row, running in enumerate(group) if running.draws]
+            if through:
+                self._draw([group[row] for row in through], logits_BV[through])
+
+    def _piece(self, running: Running) -> tuple[int, ...]:
+        """What is read next of a prompt: `chunk` tokens or its end, and never less. Who else runs decides no cut."""
+        return running.request.prompt[running.read : running.read + self.chunk]
+
+    def _read_together(self, unread: Sequence[Running], budget: int) -> list[Running]:
+        """The first of these whose pieces are read in one pass: in rows side by side, of nearly equal lengths."""
+        sizes = [len(self._piece(running)) for running in unread]
+        if not sizes or sizes[0] > budget:
+            return []
+        n, row = 1, self.running.index(unread[0])
+        while n < len(sizes) and row + n < len(self.running) and self.running[row + n] is unread[n]:
+            some = sizes[: n + 1]
+            if sum(some) > budget or max(some) * len(some) > MOST_PADDED * sum(some):
                 break
-            budget -= len(piece)
-            logits_V = self.reader.fill(self.running.index(running), piece, running.read)
-            running.read += len(piece)
-            if running.draws:
-                self._draw([running], logits_V[None])
+            n += 1
+        return [*unread[:n]]
 
     def _draw(self, drawing: Sequence[Running], logits_BV: Tensor) -> None:
         """One token for each of these, handed out."""

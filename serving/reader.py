@@ -1,6 +1,6 @@
 """Runs the decoder for many sequences that have read different numbers of tokens: one row of the caches for each.
 
-    fill(row, tokens, start)    a piece of a prompt; logits behind its last token
+    fill(row, tokens, start)    a piece of a prompt; logits behind its last token. fill_rows: pieces of several
     step(tokens, read)          one token for each of the first rows; logits behind each
     guess(tokens, start)        tokens that may be wrong, into the first row; logits behind each
     keep(n)                     the first n of them were right, the others were never there
@@ -56,18 +56,30 @@ class Reader:
     def n_bytes(self) -> int:
         return sum(cache.n_bytes for cache in self.caches)
 
-    @torch.inference_mode()
     def fill(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
         """Reads tokens that begin at position `start` into a row. Logits behind the last of them, [V]."""
-        return self.model.logits(self._read(row, tokens, start)[:, -1:])[0, 0]
+        return self.fill_rows(row, [tokens], [start])[0]
 
-    def _read(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
-        """The hidden states behind each, [1, T, C]."""
-        length = self._length(start + len(tokens))
-        caches = [cache.part(row, row + 1, length) for cache in self.caches]
-        inputs = torch.tensor([tokens], device=self.device)
-        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
-        context = self.model.context(inputs, None, positions, cached=True)
+    @torch.inference_mode()
+    def fill_rows(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Reads a piece into each row from `row` on. Logits behind the last token of each, [B, V]."""
+        last = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
+        hidden_BTC = self._read(row, pieces, starts)
+        rows = torch.arange(len(pieces), device=self.device)
+        return self.model.logits(hidden_BTC[rows, last][:, None])[:, 0]
+
+    def _read(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """The hidden states behind each token, [B, T, C]; shorter pieces are padded."""
+        sizes = [len(piece) for piece in pieces]
+        longest = max(sizes)
+        length = self._length(max(start + size for start, size in zip(starts, sizes, strict=True)))
+        caches = [cache.part(row, row + len(pieces), length) for cache in self.caches]
+        inputs = torch.tensor([[*piece, *[0] * (longest - len(piece))] for piece in pieces]).to(self.device)
+        place = torch.arange(longest)
+        size_B1, start_B1 = torch.tensor(sizes)[:, None], torch.tensor(starts)[:, None]
+        positions = (start_B1 + torch.minimum(place, size_B1 - 1)).to(self.device)
+        segments = None if min(sizes) == longest else torch.where(place < size_B1, 0, -1).to(self.device)
+        context = self.model.context(inputs, segments, positions, cached=True)
         return self.model.hidden(inputs, context, caches)
 
     @property
@@ -84,7 +96,7 @@ class Reader:
             if cache.slots.window:  # what is appended beyond the text is overwritten before anybody reads it
                 slots = cache.slots.slot(positions)
                 self.overwritten += [(kept, slots, kept[0][:, slots]) for kept in (cache.keys, cache.values)]  # type: ignore[union-attr]
-        return self.model.logits(self._read(0, tokens, start))[0]
+        return self.model.logits(self._read(0, [tokens], [start]))[0]
 
     @torch.inference_mode()
     def keep(self, n: int) -> None:

@@ -54,8 +54,9 @@ class Work:
         return cls([torch.randint(4, top, (n,), generator=generator).tolist() for n in lengths], n_tokens)
 
 
-def ours(exported: Exported, work: Work) -> Callable[[], list[list[int]]]:
-    engine = Engine(Reader(exported.model, len(work.prompts), exported.context_length), exported.tokenizer)
+def ours(exported: Exported, work: Work, compiled: str) -> Callable[[], list[list[int]]]:
+    reader = Reader(exported.model, len(work.prompts), exported.context_length, compiled)
+    engine = Engine(reader, exported.tokenizer, chunk=1024 if exported.device == "cuda" else 256)
 
     def run() -> list[list[int]]:
         collected: list[list] = [[] for _ in work.prompts]
@@ -134,11 +135,15 @@ def measure(sides: dict[str, Callable[[], list[list[int]]]], rounds: int, concur
 
 
 def random_export(folder: Path, hidden: int, layers: int) -> Path:
-    """An export of random weights with the vocabulary of GPT-2's size, and a tokenizer of as many strings."""
+    """An export of random weights with the vocabulary of GPT-2's size, and a tokenizer of as many strings. No block is
+    the identity, as `residual_init: zero` would have it: all of them would agree on everything."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models
 
-    config = ModelConfig(preset="", n_layers=layers, hidden_size=hidden, n_heads=hidden // 64, n_kv_heads=hidden // 64)
+    config = ModelConfig(
+        preset="", n_layers=layers, hidden_size=hidden, n_heads=hidden // 64, n_kv_heads=hidden // 64,
+        residual_init="normal",
+    )  # fmt: skip
     model = Decoder(config, 50304)
     model.initialise(torch.Generator().manual_seed(0))
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -161,7 +166,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=0, help="random weights of this width, with heads of 64")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--compile", choices=["true", "false", "tuned"], help="our step on a GPU [default: true there]")
     arguments = parser.parse_args()
+    arguments.compile = arguments.compile or str(arguments.device == "cuda").lower()
     with tempfile.TemporaryDirectory() as base:
         folder = arguments.export / "hf" if (arguments.export / "hf").is_dir() else arguments.export
         if arguments.hidden:
@@ -183,12 +190,15 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     for concurrent in arguments.concurrent:
         work = Work.drawn(exported, concurrent, arguments.prompt, arguments.tokens)
         kinds = [PEER] if concurrent == 1 else [PEER, STATIC, CONTINUOUS]
-        sides = {"millrace": ours(exported, work), **{kind: theirs(model, work, kind) for kind in kinds}}
+        sides = {
+            "millrace": ours(exported, work, arguments.compile),
+            **{kind: theirs(model, work, kind) for kind in kinds},
+        }
         found = measure(sides, arguments.rounds, concurrent)
         show(found, concurrent, arguments.tokens)
         bars += throughput_bars(found, concurrent, arguments.device)
         if concurrent > 1:
-            bars += waits(exported, work, arguments.device)
+            bars += waits(exported, work, arguments)
     bars += costs(exported, work, arguments, n_parameters)
     for about, value, bar, met in bars:
         print(f"{'met   ' if met else 'MISSED'}  {about}: {value:.3g} ({bar})")
@@ -217,16 +227,16 @@ def throughput_bars(found: dict[str, dict], concurrent: int, device: str) -> lis
     ]
 
 
-def waits(exported: Exported, work: Work, device: str) -> list[tuple[str, float, str, bool]]:
+def waits(exported: Exported, work: Work, arguments: argparse.Namespace) -> list[tuple[str, float, str, bool]]:
     """Of who joins; and whether those who run together are told the same."""
     n = len(work.prompts)
-    wait = joining(exported, work.prompts[0], n, repeats=15)
+    wait = joining(exported, work.prompts[0], n, 15, arguments.compile)
     print(f"{n:3} at once  first token after {wait['alone_ms']:.1f} ms alone, {wait['joined_ms']:.1f} ms joining")
     most = 2 * wait["alone_ms"] + 20
-    told = beside_and_alone(exported, work.prompts, 32, 8)
-    print(f"{n:3} at once  logits differ by {told['logit']:.2g} from alone; {told['others']:g} other tokens, "
-          f"whose lead was {told['lead']:.2g} at most", flush=True)  # fmt: skip
-    near = 2e-2 if device == "cuda" else 1e-4
+    told = beside_and_alone(exported, work.prompts, 32, 8, arguments.compile)
+    print(f"{n:3} at once  logits differ from alone by {told['logit']:.2g} of the largest; {told['others']:g} "
+          f"other tokens, whose lead was {told['lead']:.2g} of it at most", flush=True)  # fmt: skip
+    near = 2e-2 if arguments.device == "cuda" else 1e-4
     return [
         (f"first token beside {n - 1}, ms", wait["joined_ms"], f"at most {most:.1f}", wait["joined_ms"] <= most),
         (f"logits of {n} beside alone", told["logit"], f"within {near:g}", max(told["logit"], told["lead"]) <= near),
@@ -235,17 +245,23 @@ def waits(exported: Exported, work: Work, device: str) -> list[tuple[str, float,
 
 def costs(exported: Exported, work: Work, arguments: argparse.Namespace, n_parameters: int) -> list:
     """Of one token of one sequence."""
-    cost = step_costs(exported, work.prompts[0], arguments.tokens)
-    print(
-        f"  1 alone    {cost['engine_ms']:.3f} ms a token; the step {cost['step_ms']:.3f} ms, {cost['launches']} "
-        f"launches, {cost['kernels']} kernels or operations; weights at 4.26 TB/s {cost['limit_ms']:.3f} ms"
-    )
-    if arguments.device != "cuda":
-        return []
-    if n_parameters < 5e8:
-        return [("one token alone, ms", cost["step_ms"], "at most 0.35", cost["step_ms"] <= 0.35)]
-    beside = cost["step_ms"] / cost["limit_ms"]
-    return [("one token alone, times what bandwidth allows", beside, "at most 1.5", beside <= 1.5)]
+    bars = []
+    for compiled in ("false", "true", "tuned") if arguments.device == "cuda" else ("false",):
+        cost = step_costs(exported, work.prompts[0], arguments.tokens, compiled)
+        layers = len(exported.model.blocks)
+        print(
+            f"  1 alone    --compile {compiled}: {cost['engine_ms']:.3f} ms a token, step {cost['step_ms']:.3f}; "
+            f"{cost['launches']} launches, {cost['kernels']} kernels or operations, {cost['kernels'] / layers:.1f} a "
+            f"layer; weights at 4.26 TB/s {cost['limit_ms']:.3f} ms; {cost['first_seconds']:.1f} s the first time",
+            flush=True,
+        )
+        beside = cost["step_ms"] / cost["limit_ms"]
+        about = f"one token alone, --compile {compiled}"
+        if n_parameters < 5e8:
+            bars.append((f"{about}, ms", cost["step_ms"], "at most 0.35", cost["step_ms"] <= 0.35))
+        else:
+            bars.append((f"{about}, times what bandwidth allows", beside, "at most 1.5", beside <= 1.5))
+    return bars if arguments.device == "cuda" else []
 
 
 if __name__ == "__main__":

@@ -28,17 +28,19 @@ from stages.exported import Exported
 H200_BYTES_PER_SECOND = 4.26e12  # what a copy on the device reaches, of 4.8e12 on paper
 
 
-def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int) -> dict[str, float]:
+def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int, compiled: str) -> dict[str, float]:
     """Of one token of one sequence: ms with the engine around it, ms of the step by itself, and launches.
 
     The step by itself is on a GPU the recorded graph, replayed without a word from the host.
     """
-    engine, times = Engine(Reader(exported.model, 1, exported.context_length), exported.tokenizer), []
+    engine, times = Engine(Reader(exported.model, 1, exported.context_length, compiled), exported.tokenizer), []
+    begun, seconds = time.perf_counter(), 0.0
     for _ in range(2):  # the first one records the graphs
         times = []
         engine.submit(Request(tuple(prompt), n_steps), lambda piece: times.append(time.perf_counter()))  # noqa: B023
         while not engine.idle:
             engine.step()
+        seconds = seconds or time.perf_counter() - begun
     reader, place = engine.reader, len(prompt) + 1
 
     def step() -> None:
@@ -51,6 +53,7 @@ def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int) -> dict[
     if exported.model.head is not None:  # of an embedding that is not the head one row is read
         weights -= exported.model.embedding.weight.nbytes
     return {
+        "first_seconds": seconds,
         "engine_ms": 1e3 * statistics.median(b - a for a, b in itertools.pairwise(times)),
         "step_ms": 1e3 * seconds_of(step, n_steps, exported.device == "cuda"),
         "limit_ms": 1e3 * weights / H200_BYTES_PER_SECOND,
@@ -88,12 +91,13 @@ def launches(step: Callable[[], None], on_gpu: bool) -> dict[str, int]:
     return {"launches": started_by_host, "kernels": sum(event.device_type.name == "CUDA" for event in events)}
 
 
-def joining(exported: Exported, prompt: Sequence[int], n_streams: int, repeats: int) -> dict[str, float]:
+def joining(exported: Exported, prompt: Sequence[int], n_streams: int, repeats: int, compiled: str) -> dict[str, float]:
     """Median seconds to the first token, alone and beside all streams but one. Requests come at any moment of a step.
 
     Streams that have come to the end of the context are replaced.
     """
-    worker = Worker(Engine(Reader(exported.model, n_streams, exported.context_length), exported.tokenizer))
+    reader = Reader(exported.model, n_streams, exported.context_length, compiled)
+    worker = Worker(Engine(reader, exported.tokenizer))
     most, over = exported.context_length - len(prompt), threading.Event()
 
     def stream(piece=None) -> None:  # type: ignore[no-untyped-def]
@@ -127,23 +131,25 @@ def first_token_seconds(worker: Worker, prompt: Sequence[int]) -> float:
 
 @torch.inference_mode()
 def beside_and_alone(
-    exported: Exported, prompts: Sequence[Sequence[int]], n_steps: int, n_alone: int
+    exported: Exported, prompts: Sequence[Sequence[int]], n_steps: int, n_alone: int, compiled: str
 ) -> dict[str, float]:
-    """The largest difference of a logit, and the largest lead of the best token over the second where another wins."""
-    reader = Reader(exported.model, len(prompts), exported.context_length)
+    """The largest difference of a logit, and the largest lead of the best token over the second where another wins;
+    both as a share of the largest logit of that step."""
+    reader = Reader(exported.model, len(prompts), exported.context_length, compiled)
     together = [torch.stack([reader.fill(row, prompt, 0) for row, prompt in enumerate(prompts)])]
     for place in range(n_steps):
         tokens = together[-1].argmax(-1).tolist()
         together.append(reader.step(tokens, [len(prompt) + place for prompt in prompts]).clone())
-    by_itself = Reader(exported.model, 1, exported.context_length)
+    by_itself = Reader(exported.model, 1, exported.context_length, compiled)
     found = {"logit": 0.0, "lead": 0.0, "others": 0.0}
     for row in range(min(n_alone, len(prompts))):
         logits_V, written = by_itself.fill(0, prompts[row], 0), [beside[row].argmax().item() for beside in together]
         for place, beside in enumerate(together):
-            found["logit"] = max(found["logit"], float((beside[row] - logits_V).abs().max()))
+            apart, largest = (beside[row].float() - logits_V.float()).abs(), float(logits_V.abs().max())
+            found["logit"] = max(found["logit"], float(apart.nan_to_num(nan=torch.inf).max()) / largest)
             if logits_V.argmax() != written[place]:
                 best, second = logits_V.float().topk(2).values.tolist()
-                found["others"], found["lead"] = found["others"] + 1, max(found["lead"], best - second)
+                found["others"], found["lead"] = found["others"] + 1, max(found["lead"], (best - second) / largest)
             if place < n_steps:
                 logits_V = by_itself.step([written[place]], [len(prompts[row]) + place])[0]
     return found

@@ -12,31 +12,38 @@ A row that is in use but takes part with no token of its own (a prompt that is s
 at its next place: what the step writes there is overwritten by whatever comes next.
 
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
-the hundreds of kernels of a small model takes longer than running them.
+the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py).
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from model.cache import LayerCache
 from model.decoder import Decoder
+from serving.rows import Rows
 from serving.single import Single
 from stages.errors import BadInput
 
+log = logging.getLogger("millrace.serving")
+Step = Callable[[Tensor, Tensor], Tensor]
 LENGTH_UNIT = 64
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
 class Reader:
-    """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens."""
+    """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens.
 
-    def __init__(self, model: Decoder, n_rows: int, capacity: int):
+    Args:
+        compiled: as for `Rows`; used where there are graphs.
+    """
+
+    def __init__(self, model: Decoder, n_rows: int, capacity: int, compiled: str = "false"):
         if not model.has_caches:
             raise BadInput(
                 f"model.layer_pattern {model.config.layer_pattern}: a layer has no method new_cache to serve"
@@ -51,6 +58,8 @@ class Reader:
         # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
         asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
         self.use_graphs = self.device.type == "cuda" and not asks
+        few = self.use_graphs and Rows.serves(model)
+        self.rows = Rows(model, capacity, compiled) if few else None
 
     @property
     def n_bytes(self) -> int:
@@ -118,9 +127,23 @@ class Reader:
             caches = [cache.part(0, n, length) for cache in self.caches]
             return self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[: len(tokens), 0]
         if (n, length) not in self.graphs:
-            caches = [cache.part(0, n, length) for cache in self.caches]
-            self.graphs[n, length] = Graph(self.model, caches, inputs, positions)
-        return self.graphs[n, length].run(inputs, positions)[: len(tokens), 0]
+            self.graphs[n, length] = self._graph(n, length, inputs, positions)
+        return self.graphs[n, length].run(inputs, positions)[: len(tokens)]
+
+    def _graph(self, n: int, length: int, inputs: Tensor, positions: Tensor) -> Graph:
+        caches = [cache.part(0, n, length) for cache in self.caches]
+        if self.rows is None:
+            return Graph(lambda i, p: self.model.extend(i, p, caches)[:, 0], inputs, positions, self.device)
+        rows = self.rows
+        whole = [cache.part(0, n, self.capacity) for cache in self.caches]
+        try:
+            return Graph(lambda i, p: rows.step(i, p, whole, length), inputs, positions, self.device)
+        except Exception:
+            if not rows.is_compiled:
+                raise
+            log.exception("the step could not be compiled; it goes on as it is")
+            self.rows = Rows(self.model, self.capacity, "false")
+            return self._graph(n, length, inputs, positions)
 
     def move(self, source: int, target: int, read: int) -> None:
         """Gives a sequence that has read so many tokens another row."""
@@ -142,18 +165,17 @@ class Graph:
     replay, and is the same.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[LayerCache], inputs: Tensor, positions: Tensor):
-        device = model.embedding.weight.device
+    def __init__(self, step: Step, inputs: Tensor, positions: Tensor, device: torch.device):
         self.inputs, self.positions = inputs.to(device), positions.to(device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                model.extend(self.inputs, self.positions, caches)
+                step(self.inputs, self.positions)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.logits = model.extend(self.inputs, self.positions, caches)
+            self.logits = step(self.inputs, self.positions)
 
     def run(self, inputs: Tensor, positions: Tensor) -> Tensor:
         self.inputs.copy_(inputs)

@@ -83,4 +83,4 @@ def serve(
     limits = Limits(body_bytes=max_body, request_seconds=timeout)
     address = f"http://{host}:{socket.getsockname()[1]}"
     click.echo(f"millrace: serves {exported.name} ({exported.device}) at {address}", err=True)
-    run(make_app(exported, worker, known, limits, drain), socket, drain)
+    run(make_app(exported, worker, known, limits, drain), worker, socket, drain)

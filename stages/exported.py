@@ -203,7 +203,7 @@ def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | Non
     tokenizer.encode_special_tokens = True
     begin, end, template = chat_texts(folder, tokenizer)
     return Exported(
-        name="millrace" if name in ("export", "hf", "int8", "int4") else name,
+        name={"export": "millrace", "hf": "millrace", "int8": "millrace-int8", "int4": "millrace-int4"}.get(name, name),
         model=model,
         tokenizer=tokenizer,
         markup=markup,

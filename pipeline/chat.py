@@ -10,6 +10,7 @@ import click
 
 from pipeline.generate import (
     DEVICE,
+    LOOKUP,
     MODEL,
     MOST_SEED,
     checked,
@@ -29,8 +30,11 @@ HELP = "/temp T  /top_p P  /seed N (or: off)  /system TEXT  /reset  /quit"
 @DEVICE
 @click.option("-n", "--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of one answer.")
 @click.option("--system", default="", help="What the model is told before anything else.")
+@LOOKUP
 @sampling_options
-def chat(model: str, device: str, max_tokens: int, system: str, seed: int | None, **sampling: Any) -> None:
+def chat(
+    model: str, device: str, max_tokens: int, system: str, lookup: int, seed: int | None, **sampling: Any
+) -> None:  # fmt: skip
     """A conversation with an export. /quit or Ctrl-D ends it, Ctrl-C an answer.
 
     /temp 0.2, /top_p 0.9 and /seed 7 change how it draws, /system what it is told, /reset forgets what was said.
@@ -39,7 +43,7 @@ def chat(model: str, device: str, max_tokens: int, system: str, seed: int | None
     exported = opened(model, device)
     if not exported.template:
         raise BadInput(f"{model}: no chat template and no <|im_start|> in its tokenizer; use `millrace generate`")
-    talk = Talk(exported, checked(**sampling), seed, max_tokens)
+    talk = Talk(exported, checked(**sampling), seed, max_tokens, lookup)
     talk.begin(system)
     click.echo(f"{exported.name}, context {exported.context_length}. {HELP}")
     click.echo("A model that was never taught to converse continues text; `millrace generate` shows it at its best.")
@@ -75,8 +79,8 @@ def within(value: str, most: float) -> float:
 class Talk:
     """What was said, and how the next answer is drawn."""
 
-    def __init__(self, exported: Any, sampling: Any, seed: int | None, max_tokens: int):
-        self.exported, self.engine = exported, engine_of(exported)
+    def __init__(self, exported: Any, sampling: Any, seed: int | None, max_tokens: int, lookup: int):
+        self.exported, self.engine = exported, engine_of(exported, lookup)
         self.sampling, self.seed, self.max_tokens = sampling, seed, max_tokens
         self.messages: list[dict[str, str]] = []
 

@@ -20,7 +20,13 @@ MODEL = click.option(
     "--model", default="data/export", show_default=True, help="An export, or models:/millrace@champion."
 )
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-
+LOOKUP = click.option(
+    "--lookup",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="Tokens to guess where a text repeats itself: the same text, sooner. 0: none.",
+)
 
 MOST_SEED = 2**63 - 1  # of torch's generators
 
@@ -47,9 +53,10 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @DEVICE
 @click.option("-n", "--max-tokens", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--stop", multiple=True, help=r"Ends the text before this string; \n is a new line. Repeatable.")
+@LOOKUP
 @sampling_options
-def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[str, ...], seed: int | None,
-             **sampling: Any) -> None:  # fmt: skip
+def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[str, ...], lookup: int,
+             seed: int | None, **sampling: Any) -> None:  # fmt: skip
     """Continues PROMPT with an export and prints the text as it comes.
 
     \b
@@ -72,7 +79,7 @@ def generate(prompt: str, model: str, device: str, max_tokens: int, stop: tuple[
     ends = tuple(unescaped(text) for text in stop)
     request = Request(tuple(ids), min(max_tokens, room), checked(**sampling), seed, exported.ends, ends)
     click.echo(prompt, nl=False)
-    write(engine_of(exported), request)
+    write(engine_of(exported, lookup), request)
     click.echo()
 
 
@@ -100,12 +107,12 @@ def checked(**values: Any) -> Any:
         raise BadInput(f"--{error}") from None
 
 
-def engine_of(exported: Exported) -> Engine:
+def engine_of(exported: Exported, lookup: int) -> Engine:
     """An engine for one request at a time."""
     from serving.engine import Engine
     from serving.reader import Reader
 
-    return Engine(Reader(exported.model, 1, exported.context_length), exported.tokenizer)
+    return Engine(Reader(exported.model, 1, exported.context_length), exported.tokenizer, lookup=lookup)
 
 
 def write(engine: Engine, request: Request) -> str:

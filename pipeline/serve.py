@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.generate import DEVICE, MODEL, opened
+from pipeline.generate import DEVICE, LOOKUP, MODEL, opened
 from stages.errors import BadInput
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,7 +21,16 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "--rows", type=click.IntRange(1, 4096), help="Requests that run at once. [default: 8 on a CPU, 64 on a GPU]"
 )
 @click.option(
-    "--chunk", type=click.IntRange(16), default=256, show_default=True, help="Tokens of prompts read in a step."
+    "--chunk", type=click.IntRange(16), help="Tokens of prompts read in a step. [default: 256 on a CPU, 1024 on a GPU]"
+)
+@LOOKUP
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "true", "false", "tuned"]),
+    default="auto",
+    show_default=True,
+    help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU.",
 )
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="A file of keys, one a line. [default: MILLRACE_API_KEYS]"
@@ -41,8 +50,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for what runs, at the end."
 )
 def serve(
-    model: str, host: str, port: int, device: str, rows: int | None, chunk: int, keys: Path | None,
-    max_body: int, max_waiting: int, timeout: float, drain: float,
+    model: str, host: str, port: int, device: str, rows: int | None, chunk: int | None, lookup: int,
+    compiled: str, keys: Path | None, max_body: int, max_waiting: int, timeout: float, drain: float,
 ) -> None:  # fmt: skip
     """Serves an export by OpenAI's API, with a chat page at /.
 
@@ -66,10 +75,12 @@ def serve(
         raise BadInput(f"--host {host} is open to others; set keys with --keys FILE or MILLRACE_API_KEYS")
     socket = listen(host, port)
     exported = opened(model, device)
-    rows = rows or (64 if exported.device == "cuda" else 8)
-    reader = Reader(exported.model, rows, exported.context_length)
-    worker = Worker(Engine(reader, exported.tokenizer, chunk), max_waiting)
+    on_gpu = exported.device == "cuda"
+    rows, chunk = rows or (64 if on_gpu else 8), chunk or (1024 if on_gpu else 256)
+    compiled = str(on_gpu).lower() if compiled == "auto" else compiled
+    reader = Reader(exported.model, rows, exported.context_length, compiled)
+    worker = Worker(Engine(reader, exported.tokenizer, chunk, lookup), max_waiting)
     limits = Limits(body_bytes=max_body, request_seconds=timeout)
     address = f"http://{host}:{socket.getsockname()[1]}"
     click.echo(f"millrace: serves {exported.name} ({exported.device}) at {address}", err=True)
-    run(make_app(exported, worker, known, limits, drain), socket, drain)
+    run(make_app(exported, worker, known, limits, drain), worker, socket, drain)

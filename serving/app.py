@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from serving.answers import DONE, Answer, Kind, Refused, TokenTexts, error, event
-from serving.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
+from serving.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody, unknown_key
 from serving.choices import Choices
 from serving.gate import Gate, Limits
 from serving.metrics import Metrics
@@ -108,10 +108,12 @@ def add_errors(app: FastAPI) -> None:
         return JSONResponse(problem.content, problem.status, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HttpRequest, problem: RequestValidationError) -> JSONResponse:
+    async def invalid(http: HttpRequest, problem: RequestValidationError) -> JSONResponse:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or None
         said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            said = unknown_key(str(first["loc"][-1]), first["loc"], http.url.path)
         return JSONResponse(error(400, f"{place or 'body'}: {said}", place), 400)
 
     @app.exception_handler(HTTPException)

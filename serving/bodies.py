@@ -7,6 +7,8 @@ that nobody knows is an error, so that a misspelt one does not go unnoticed; key
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -153,3 +155,12 @@ class ChatBody(Body):
     modalities: Annotated[list[Literal["text"]], Field()] | None = None
     reasoning_effort: Unsupported = None
     parallel_tool_calls: bool | None = None
+
+
+def unknown_key(key: str, place: Sequence[int | str], path: str) -> str:
+    """What is said of a key that nobody knows: the key it is nearest to, if there is one."""
+    body = ChatBody if path.endswith("/chat/completions") else CompletionBody
+    within: dict[int | str, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
+    known = (within.get(place[1], body) if len(place) > 2 else body).model_fields
+    near = difflib.get_close_matches(key, known, n=1)
+    return "is not known" + (f"; did you mean {near[0]}?" if near else "; leave it out")

@@ -12,6 +12,9 @@ of `chunk` whoever else runs, and it draws from a generator of its own. So its t
 rounding: a product of eight rows may differ from that of one in the last bit, which shows where two tokens are
 equally probable to six digits.
 
+With `lookup`, the only one that runs is read several tokens ahead where its text repeats itself (lookup.py), which
+changes when its tokens come, and not which.
+
 An error in drawing or describing the token of one request ends that request; others go on.
 
 The engine belongs to one thread (worker.py); it hands pieces to each request's `sink`.
@@ -30,12 +33,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.sampling import Counts, Sampling, draw, penalised
+from serving.lookup import Lookup
 from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
 
 log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
+
+MOST_PADDED = 1.25  # times the tokens of prompts that are read together
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +51,7 @@ class Running:
     Attributes:
         arrival: how many were handed in before it.
         counts: what stands in its text, from the first token on, where penalties ask.
+        lookup: its text, once it was to be guessed.
         read: how many tokens its row of the caches holds.
         cancelled: set by anybody, seen at the next step.
     """
@@ -56,6 +63,7 @@ class Running:
     arrival: int = 0
     written: list[int] = dataclasses.field(default_factory=list)
     counts: Counts | None = None
+    lookup: Lookup | None = None
     read: int = 0
     cancelled: bool = False
 
@@ -66,10 +74,17 @@ class Running:
 
 
 class Engine:
-    """Requests that wait, and requests that run: `running[i]` has row i."""
+    """Requests that wait, and requests that run: `running[i]` has row i.
 
-    def __init__(self, reader: Reader, tokenizer: Tokenizer, chunk: int = 256):
+    Attributes:
+        chunk: the most tokens of prompts in a step. lookup: the most tokens that are guessed at once; 0: none.
+        guessed, right: how many were guessed so far, and how many of those were right.
+    """
+
+    def __init__(self, reader: Reader, tokenizer: Tokenizer, chunk: int = 256, lookup: int = 0):
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
+        self.lookup = min(lookup, reader.most_guesses)
+        self.guessed = self.right = 0
         self.waiting: collections.deque[Running] = collections.deque()
         self.running: list[Running] = []
         self._arrivals = itertools.count()
@@ -107,8 +122,12 @@ class Engine:
             self._end(running, "cancelled")
         while self.waiting and len(self.running) < self.reader.n_rows:
             self.running.append(self.waiting.popleft())
+        self._read_prompts()
         drawing = [running for running in self.running if running.draws]
-        if drawing:
+        guesses = self._guesses(drawing[0]) if self.lookup and drawing and len(self.running) == 1 else []
+        if guesses:
+            self._try(drawing[0], guesses)
+        elif drawing:
             read = [running.read for running in self.running]
             last = [running.written[-1] if running.draws else 0 for running in self.running]
             logits_BV = self.reader.step(last, read)
@@ -116,22 +135,61 @@ class Engine:
             for running in drawing:
                 running.read += 1
             self._draw(drawing, logits_BV if len(rows) == len(last) else logits_BV[rows])
-        self._read_prompts()
+
+    def _guesses(self, running: Running) -> list[int]:
+        """What may come next; never beyond what it may still write."""
+        if running.lookup is None:
+            running.lookup = Lookup((*running.request.prompt, *running.written))
+        for token in running.written[len(running.lookup.tokens) - len(running.request.prompt) :]:
+            running.lookup.push(token)
+        return running.lookup.guesses(min(self.lookup, running.request.max_tokens - len(running.written) - 1))
+
+    def _try(self, running: Running, guesses: Sequence[int]) -> None:
+        """Reads guesses behind the last token, and draws as long as they are right, and once more."""
+        logits_TV = self.reader.guess([running.written[-1], *guesses], running.read)
+        n_read = 0
+        for logits_V, guess in zip(logits_TV, (*guesses, None), strict=True):
+            n_read += 1
+            running.read += 1
+            self._draw([running], logits_V[None])
+            if running not in self.running or running.written[-1] != guess:
+                break
+        self.reader.keep(n_read)
+        self.guessed += len(guesses)
+        self.right += n_read - 1
 
     def _read_prompts(self) -> None:
         """Reads up to `chunk` tokens of prompts; whose prompt is through draws a first token."""
         budget = self.chunk
-        unread = [running for running in self.running if not running.draws]
-        for running in sorted(unread, key=lambda running: running.arrival):  # rows change hands, and say nothing of it
-            prompt = running.request.prompt
-            piece = prompt[running.read : running.read + self.chunk]  # never less: who else runs decides no cut
-            if len(piece) > budget:
+        unread = sorted((running for running in self.running if not running.draws), key=lambda one: one.arrival)
+        while group := self._read_together(unread, budget):
+            del unread[: len(group)]
+            pieces = [self._piece(running) for running in group]
+            budget -= sum(map(len, pieces))
+            starts = [running.read for running in group]
+            logits_BV = self.reader.fill_rows(self.running.index(group[0]), pieces, starts)
+            for running, piece in zip(group, pieces, strict=True):
+                running.read += len(piece)
+            through = [row for row, running in enumerate(group) if running.draws]
+            if through:
+                self._draw([group[row] for row in through], logits_BV[through])
+
+    def _piece(self, running: Running) -> tuple[int, ...]:
+        """What is read next of a prompt: `chunk` tokens or its end, and never less. Who else runs decides no cut."""
+        return running.request.prompt[running.read : running.read + self.chunk]
+
+    def _read_together(self, unread: Sequence[Running], budget: int) -> list[Running]:
+        """The first of these whose pieces are read in one pass: in rows side by side, of nearly equal lengths."""
+        sizes = [len(self._piece(running)) for running in unread]
+        if not sizes or sizes[0] > budget:
+            return []
+        n, row = 1, self.running.index(unread[0])
+        while n < len(sizes) and row + n < len(self.running) and self.running[row + n] is unread[n]:
+            some = sizes[: n + 1]
+            if sum(some) > budget or max(some) * len(some) > MOST_PADDED * sum(some):
                 break
-            budget -= len(piece)
-            logits_V = self.reader.fill(self.running.index(running), piece, running.read)
-            running.read += len(piece)
-            if running.draws:
-                self._draw([running], logits_V[None])
+            n += 1
+        return [*unread[:n]]
 
     def _draw(self, drawing: Sequence[Running], logits_BV: Tensor) -> None:
         """One token for each of these, handed out."""

@@ -1,7 +1,9 @@
 """Runs the decoder for many sequences that have read different numbers of tokens: one row of the caches for each.
 
-    fill(row, tokens, start)    a piece of a prompt; logits behind its last token
+    fill(row, tokens, start)    a piece of a prompt; logits behind its last token. fill_rows: pieces of several
     step(tokens, read)          one token for each of the first rows; logits behind each
+    guess(tokens, start)        tokens that may be wrong, into the first row; logits behind each
+    keep(n)                     the first n of them were right, the others were never there
 
 Rows are dense: when a sequence ends, the last one moves into its row. So a step works on the first rows, as views
 without a copy, and reads caches as far as the longest row (in units of LENGTH_UNIT).
@@ -10,30 +12,38 @@ A row that is in use but takes part with no token of its own (a prompt that is s
 at its next place: what the step writes there is overwritten by whatever comes next.
 
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
-the hundreds of kernels of a small model takes longer than running them.
+the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py).
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from model.cache import LayerCache
 from model.decoder import Decoder
+from serving.rows import Rows
+from serving.single import Single
 from stages.errors import BadInput
 
+log = logging.getLogger("millrace.serving")
+Step = Callable[[Tensor, Tensor], Tensor]
 LENGTH_UNIT = 64
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
 class Reader:
-    """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens."""
+    """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens.
 
-    def __init__(self, model: Decoder, n_rows: int, capacity: int):
+    Args:
+        compiled: as for `Rows`; used where there are graphs.
+    """
+
+    def __init__(self, model: Decoder, n_rows: int, capacity: int, compiled: str = "false"):
         if not model.has_caches:
             raise BadInput(
                 f"model.layer_pattern {model.config.layer_pattern}: a layer has no method new_cache to serve"
@@ -42,28 +52,73 @@ class Reader:
         self.device = model.embedding.weight.device
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
+            self.single = Single(model, self.caches, capacity) if Single.serves(model) else None
+        self.overwritten: list[tuple[Tensor, Tensor, Tensor]] = []  # of rings, by the last guesses
         self.graphs: dict[tuple[int, int], Graph] = {}
         # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
         asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
         self.use_graphs = self.device.type == "cuda" and not asks
+        few = self.use_graphs and Rows.serves(model)
+        self.rows = Rows(model, capacity, compiled) if few else None
 
     @property
     def n_bytes(self) -> int:
         return sum(cache.n_bytes for cache in self.caches)
 
-    @torch.inference_mode()
     def fill(self, row: int, tokens: Sequence[int], start: int) -> Tensor:
         """Reads tokens that begin at position `start` into a row. Logits behind the last of them, [V]."""
-        length = self._length(start + len(tokens))
-        caches = [cache.part(row, row + 1, length) for cache in self.caches]
-        inputs = torch.tensor([tokens], device=self.device)
-        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
-        context = self.model.context(inputs, None, positions, cached=True)
-        return self.model.logits(self.model.hidden(inputs, context, caches)[:, -1:])[0, 0]
+        return self.fill_rows(row, [tokens], [start])[0]
+
+    @torch.inference_mode()
+    def fill_rows(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Reads a piece into each row from `row` on. Logits behind the last token of each, [B, V]."""
+        last = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
+        hidden_BTC = self._read(row, pieces, starts)
+        rows = torch.arange(len(pieces), device=self.device)
+        return self.model.logits(hidden_BTC[rows, last][:, None])[:, 0]
+
+    def _read(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """The hidden states behind each token, [B, T, C]; shorter pieces are padded."""
+        sizes = [len(piece) for piece in pieces]
+        longest = max(sizes)
+        length = self._length(max(start + size for start, size in zip(starts, sizes, strict=True)))
+        caches = [cache.part(row, row + len(pieces), length) for cache in self.caches]
+        inputs = torch.tensor([[*piece, *[0] * (longest - len(piece))] for piece in pieces]).to(self.device)
+        place = torch.arange(longest)
+        size_B1, start_B1 = torch.tensor(sizes)[:, None], torch.tensor(starts)[:, None]
+        positions = (start_B1 + torch.minimum(place, size_B1 - 1)).to(self.device)
+        segments = None if min(sizes) == longest else torch.where(place < size_B1, 0, -1).to(self.device)
+        context = self.model.context(inputs, segments, positions, cached=True)
+        return self.model.hidden(inputs, context, caches)
+
+    @property
+    def most_guesses(self) -> int:
+        """With more, two of them and the token before would have the same slot of a ring."""
+        return min([cache.slots.window or self.capacity for cache in self.caches]) - 1
+
+    @torch.inference_mode()
+    def guess(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Reads tokens into the first row, all but the first of which are guesses. Logits behind each, [T, V]."""
+        positions = torch.arange(start, start + len(tokens), device=self.device)
+        self.overwritten = []
+        for cache in self.caches:
+            if cache.slots.window:  # what is appended beyond the text is overwritten before anybody reads it
+                slots = cache.slots.slot(positions)
+                self.overwritten += [(kept, slots, kept[0][:, slots]) for kept in (cache.keys, cache.values)]  # type: ignore[union-attr]
+        return self.model.logits(self._read(0, [tokens], [start]))[0]
+
+    @torch.inference_mode()
+    def keep(self, n: int) -> None:
+        """Puts back what the others of the guesses, behind the first n tokens, have overwritten in rings."""
+        for kept, slots, before_KTD in self.overwritten:
+            kept[0][:, slots[n:]] = before_KTD[:, n:]
+        self.overwritten = []
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], read: Sequence[int]) -> Tensor:
         """One token for each of the first rows, which have read so many before. Logits behind each, [B, V]."""
+        if len(tokens) == 1 and self.single is not None:
+            return self.single.step(tokens[0], read[0])[None]
         n, length = self._rounded(len(tokens)), self._length(max(read) + 1)
         beside = n - len(tokens)
         inputs = torch.tensor([*tokens, *[0] * beside])[:, None]
@@ -72,9 +127,23 @@ class Reader:
             caches = [cache.part(0, n, length) for cache in self.caches]
             return self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[: len(tokens), 0]
         if (n, length) not in self.graphs:
-            caches = [cache.part(0, n, length) for cache in self.caches]
-            self.graphs[n, length] = Graph(self.model, caches, inputs, positions)
-        return self.graphs[n, length].run(inputs, positions)[: len(tokens), 0]
+            self.graphs[n, length] = self._graph(n, length, inputs, positions)
+        return self.graphs[n, length].run(inputs, positions)[: len(tokens)]
+
+    def _graph(self, n: int, length: int, inputs: Tensor, positions: Tensor) -> Graph:
+        caches = [cache.part(0, n, length) for cache in self.caches]
+        if self.rows is None:
+            return Graph(lambda i, p: self.model.extend(i, p, caches)[:, 0], inputs, positions, self.device)
+        rows = self.rows
+        whole = [cache.part(0, n, self.capacity) for cache in self.caches]
+        try:
+            return Graph(lambda i, p: rows.step(i, p, whole, length), inputs, positions, self.device)
+        except Exception:
+            if not rows.is_compiled:
+                raise
+            log.exception("the step could not be compiled; it goes on as it is")
+            self.rows = Rows(self.model, self.capacity, "false")
+            return self._graph(n, length, inputs, positions)
 
     def move(self, source: int, target: int, read: int) -> None:
         """Gives a sequence that has read so many tokens another row."""
@@ -96,18 +165,17 @@ class Graph:
     replay, and is the same.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[LayerCache], inputs: Tensor, positions: Tensor):
-        device = model.embedding.weight.device
+    def __init__(self, step: Step, inputs: Tensor, positions: Tensor, device: torch.device):
         self.inputs, self.positions = inputs.to(device), positions.to(device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                model.extend(self.inputs, self.positions, caches)
+                step(self.inputs, self.positions)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.logits = model.extend(self.inputs, self.positions, caches)
+            self.logits = step(self.inputs, self.positions)
 
     def run(self, inputs: Tensor, positions: Tensor) -> Tensor:
         self.inputs.copy_(inputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import sys
+import time
 
 from fastapi import FastAPI
 
+from serving.worker import Worker
 from stages.errors import BadInput
 
 BACKLOG = 2048
@@ -30,9 +33,16 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, listening: socket.socket, drain_seconds: float) -> None:
+def run(app: FastAPI, worker: Worker, listening: socket.socket, drain_seconds: float) -> None:
     """Serves until SIGINT or SIGTERM; then takes no more connections and gives answers that run their time."""
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            running, begun = len(worker.engine.running) + worker.waiting, time.perf_counter()
+            logger.info(json.dumps({"event": "drain", "running": running, "at_most_seconds": drain_seconds}))
+            await super().shutdown(sockets)
+            logger.info(json.dumps({"event": "drained", "seconds": round(time.perf_counter() - begun, 3)}))
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -44,4 +54,4 @@ def run(app: FastAPI, listening: socket.socket, drain_seconds: float) -> None:
         app, log_level="warning", access_log=False, timeout_keep_alive=30, server_header=False,
         timeout_graceful_shutdown=int(drain_seconds) + 1,
     )  # fmt: skip
-    uvicorn.Server(settings).run(sockets=[listening])
+    Server(settings).run(sockets=[listening])

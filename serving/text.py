@@ -79,8 +79,8 @@ class TextStream:
         return rest
 
     def _before_stop(self, new: str) -> str:
-        if self.stopped:
-            return ""
+        if not self.stop or self.stopped:
+            return "" if self.stopped else new
         text = self._pending + new
         found = [place for place in (text.find(stop) for stop in self.stop) if place >= 0]
         if found:

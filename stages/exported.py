@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from model.decoder import Decoder
 
 LENGTH_KEYS = ("context_length", "max_position_embeddings", "n_positions", "n_ctx")  # what configs call it
+SERVED_AS = {"export": "millrace", "hf": "millrace", **{v: f"millrace-{v}" for v in ("int8", "int8_dynamic", "int4")}}
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -203,7 +204,7 @@ def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | Non
     tokenizer.encode_special_tokens = True
     begin, end, template = chat_texts(folder, tokenizer)
     return Exported(
-        name="millrace" if name in ("export", "hf", "int8", "int8_dynamic", "int4") else name,
+        name=SERVED_AS.get(name, name),
         model=model,
         tokenizer=tokenizer,
         markup=markup,

@@ -119,7 +119,9 @@ def test_a_chat_sends_no_special_tokens_of_its_own(client, exported):
     ("path", "change", "status", "said"),
     [
         ("completions", {"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
-        ("completions", {"temprature": 1}, 400, "temprature: Extra inputs are not permitted"),
+        ("completions", {"temprature": 1}, 400, "temprature: is not known; did you mean temperature?"),
+        ("chat/completions", {"stream_options": {"include_use": True}}, 400, "did you mean include_usage?"),
+        ("chat/completions", {"zzzz": 1}, 400, "zzzz: is not known; leave it out"),
         ("completions", {"temperature": 3}, 400, "temperature: Input should be less than or equal to 2"),
         ("completions", {"prompt": "word " * 200}, 400, "shorten it"),
         ("completions", {"max_tokens": CONTEXT}, 400, "the context is 128 tokens"),

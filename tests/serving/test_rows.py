@@ -1,0 +1,43 @@
+"""One token of many sequences in few kernels: the logits are those of the decoder itself, compiled or not."""
+
+import pytest
+import torch
+
+from serving.reader import Reader
+from serving.rows import Rows
+from tests.model.test_decoder import decoder, tokens
+from tests.serving.test_single import CAPACITY, VARIANTS
+
+
+def equal_to_the_decoder(model, compiled):
+    """Three rows at different places; the fourth has nobody."""
+    prompts = [tokens(1, n, seed=n)[0].tolist() for n in (3, 20, 9)]
+    reader = Reader(model, 4, CAPACITY)
+    with torch.inference_mode():
+        right, rows = Reader(model, 4, CAPACITY), Rows(model, CAPACITY, compiled)
+        for row, prompt in enumerate(prompts):
+            reader.fill(row, prompt, 0)
+            right.fill(row, prompt, 0)
+        for place in range(15):
+            inputs = [place + 2, place + 5, 7]
+            positions = [len(prompt) + place for prompt in prompts]
+            caches = [cache.part(0, 3, CAPACITY) for cache in reader.caches]
+            found = rows.step(torch.tensor(inputs)[:, None], torch.tensor(positions)[:, None], caches, 37)
+            torch.testing.assert_close(found, right.step(inputs, positions), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_the_decoder(variant):
+    model = decoder(**VARIANTS[variant])
+    if Rows.serves(model):
+        equal_to_the_decoder(model, "false")
+    else:
+        assert model.config.n_experts or "mla" in model.config.kinds
+
+
+def test_compiled_once_for_all_layers():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    equal_to_the_decoder(decoder(n_layers=4, fused_qkv=True), "true")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]

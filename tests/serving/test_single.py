@@ -1,0 +1,45 @@
+"""One token of one sequence in few operations: the logits are those of the decoder itself, for every architecture."""
+
+import pytest
+import torch
+
+from model.quantised import PackedDecoder, matrices, quantise
+from serving.reader import Reader
+from tests.model.test_decoder import KINDS, decoder, tokens
+
+CAPACITY = 40
+VARIANTS = {
+    **KINDS,
+    "post norm": {"pre_norm": False, "post_norm": True},
+    "whole-vector norms": {"qk_norm": True, "qk_norm_scope": "full"},
+    "norms without gain": {"qk_norm": True, "qk_norm_gain": False},
+    "learned": {"positions": "learned", "bias": True, "mlp": "gelu"},
+    "sinusoids": {"positions": "sinusoidal", "norm": "layernorm"},
+    "fused": {"fused_qkv": True, "bias": True},
+    "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 16},
+}
+
+
+def equal_to_the_decoder(model):
+    row = tokens(1, CAPACITY)[0].tolist()
+    reader = Reader(model, 2, CAPACITY)
+    reader.fill(0, row[:7], 0)
+    with torch.no_grad():
+        right_TV = model(torch.tensor([row]))[0]
+    for place in range(7, CAPACITY):
+        torch.testing.assert_close(reader.step([row[place]], [place])[0], right_TV[place], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_the_decoder(variant):
+    model = decoder(**VARIANTS[variant])
+    assert Reader(model, 1, CAPACITY).single is not None
+    equal_to_the_decoder(model)
+
+
+def test_packed_matrices_are_called_as_they_are():
+    plain = decoder()
+    weights = plain.state_dict()
+    packed = quantise(weights, matrices(plain), 8, 64)
+    rest = {name: tensor for name, tensor in weights.items() if name not in packed}
+    equal_to_the_decoder(PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest))

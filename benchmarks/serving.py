@@ -183,12 +183,14 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     logging.disable_progress_bar()
     exported = open_export(folder, arguments.device)
     dtype = exported.model.embedding.weight.dtype
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(arguments.device).eval()
-    n_parameters = sum(p.numel() for p in model.parameters())
+    n_parameters = sum(p.numel() for p in exported.model.parameters())
     print(f"{torch.get_num_threads()} threads, {arguments.device}, {dtype}, {n_parameters:,} parameters", flush=True)
-    bars: list[tuple[str, float, str, bool]] = []
-    for concurrent in arguments.concurrent:
-        work = Work.drawn(exported, concurrent, arguments.prompt, arguments.tokens)
+    works = [Work.drawn(exported, n, arguments.prompt, arguments.tokens) for n in arguments.concurrent]
+    # Ours alone comes first: transformers' continuous batching takes what memory a GPU has left, and keeps it.
+    bars = [bar for work in works if len(work.prompts) > 1 for bar in waits(exported, work, arguments)]
+    bars += costs(exported, works[-1], arguments, n_parameters)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(arguments.device).eval()
+    for concurrent, work in zip(arguments.concurrent, works, strict=True):
         kinds = [PEER] if concurrent == 1 else [PEER, STATIC, CONTINUOUS]
         sides = {
             "millrace": ours(exported, work, arguments.compile),
@@ -197,9 +199,6 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         found = measure(sides, arguments.rounds, concurrent)
         show(found, concurrent, arguments.tokens)
         bars += throughput_bars(found, concurrent, arguments.device)
-        if concurrent > 1:
-            bars += waits(exported, work, arguments)
-    bars += costs(exported, work, arguments, n_parameters)
     for about, value, bar, met in bars:
         print(f"{'met   ' if met else 'MISSED'}  {about}: {value:.3g} ({bar})")
 

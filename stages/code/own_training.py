@@ -1,4 +1,7 @@
-"""Hooks and objectives that users wrote themselves: they must exist, and their code enters train's fingerprint."""
+"""Hooks and objectives that users wrote themselves: they must exist, and their code enters train's fingerprint.
+
+So does that of the probes, where params ask for any.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,17 @@ from stages.params import ParamsFile
 from stages.train.params import TrainParams
 
 TRAIN = "stages.train.__main__"
+PROBES = "stages.train.probes"
 MADE_FROM = {"hooks": (), "objective": ("model", "train")}  # see stages/train/own.py
 
 
 def own_training_modules(params: ParamsFile, project: Project, train: TrainParams) -> list[str]:
-    """The modules of the hooks and of the objective that are named by module.
+    """The modules of the hooks and of the objective that are named by module, and of the probes if there are any.
 
     Raises:
         BadInput: a file or a class in it is not there, is one of Millrace, or cannot be made.
     """
-    modules: list[str] = []
+    modules = [PROBES] if train.probe_interval else []
     built_in = project.reachable(TRAIN, frozenset())
     for key, name in named(train):
         module, _, class_name = name.rpartition(".")

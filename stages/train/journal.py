@@ -14,6 +14,10 @@ from pathlib import Path
 
 from stages.progress import say
 
+PROBES = "probes.csv"  # stages/train/probes.py writes it; without probes it is this line alone
+MEASURES = ("activation_rms", "gradient_norm", "update_to_weight", "attention_logit_max", "dead_units")
+HEADER = ",".join(("step", "layer", *MEASURES)) + "\n"
+
 
 class Journal:
     """The file training.log of a run. Until it is opened, and on all ranks but the first, it takes no line."""

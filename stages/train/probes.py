@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from stages.order import data_order
 from stages.perplexity import to_tensors
 from stages.tracking import Run
-from stages.train.journal import keep_lines
+from stages.train.journal import HEADER, MEASURES, PROBES, keep_lines
 from stages.train.step import Hook, StepResult
 from stages.watching import Block, watch
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from model.decoder import Decoder
     from stages.train.run import TrainingRun
 
-PROBES = "probes.csv"
-MEASURES = ("activation_rms", "gradient_norm", "update_to_weight", "attention_logit_max", "dead_units")
-HEADER = ",".join(("step", "layer", *MEASURES)) + "\n"
 MOST_TOKENS = 4096  # slots that are read once more
 DEAD = 0.01  # of the root mean square of all units
 
@@ -73,14 +70,16 @@ class Probes(Hook):
             self.weights = {name: p.detach().to("cpu", copy=True) for name, p in run.optimizers.parameters.items()}
 
     def after_step(self, run: TrainingRun, result: StepResult) -> None:
-        if not self.needs(run, run.state.step) or result.skipped:
+        if not self.needs(run, run.state.step):
+            return
+        weights, self.weights = self.weights, {}
+        if result.skipped:
             return
         figures: Figures = defaultdict(dict)
         for layer, norm in self.gradients.items():
             figures[layer]["gradient_norm"] = float(norm)
-        for layer, ratio in update_ratios(run, self.weights).items():
+        for layer, ratio in update_ratios(run, weights).items():
             figures[layer]["update_to_weight"] = ratio
-        del self.weights
         for layer, found in look_at_layers(run).items():
             figures[layer] |= found
         for layer in ("embedding", *map(str, range(len(run.model.blocks))), "head"):

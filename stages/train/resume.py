@@ -38,7 +38,7 @@ from stages.tracking import Run
 from stages.train.origin import RUN_FILE, Change, changed_code, changes, goes_on, origin_of, run_key, table
 from stages.train.params import NOT_THERE, TrainParams, run_and_step
 
-LOGS = ("training.log", "monitor")  # beside the checkpoints of a run; nothing depends on them
+BESIDE = ("training.log", "probes.csv", "monitor")  # the checkpoints of a run; no training depends on them
 
 
 def begin_from(source: Path, folder: Path, job: Job, keep_best: bool = False) -> None:
@@ -115,7 +115,7 @@ def copy_checkpoint(source: Path, target: Path, changed: dict[str, Any]) -> None
 
 def copy_logs(source: Path, target: Path) -> None:
     """Those beside a checkpoint, as far as they are there; later lines go when training starts."""
-    for name in LOGS:
+    for name in BESIDE:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, dirs_exist_ok=True)
         elif (source / name).exists():

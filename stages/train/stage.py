@@ -18,10 +18,10 @@ from stages.checkpoint import checkpoints_in, folder_of, problem_of
 from stages.devices import own_gpus
 from stages.entry import Job
 from stages.errors import Failed
+from stages.train.journal import HEADER, PROBES
 from stages.train.launch import launch
 from stages.train.nodes import lead
 from stages.train.params import TrainParams
-from stages.train.probes import HEADER, PROBES
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
 

@@ -27,6 +27,7 @@ from stages.checkpoint import (
 )
 from stages.entry import sync
 from stages.progress import say
+from stages.train.journal import PROBES
 from stages.train.optimizers import Optimizers
 from stages.train.origin import run_key
 from stages.train.saving import Saver, Tensors
@@ -34,7 +35,7 @@ from stages.train.sharding import load_weights, weights, whole
 
 LOSS_SMOOTHING = 0.98
 RECENT_LOSSES = 33
-LOGS = ("loss.csv", "training.log", "probes.csv")
+LOGS = ("loss.csv", "training.log", PROBES)
 
 
 @dataclasses.dataclass

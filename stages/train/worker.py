@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
     from stages.tracking import Run, open_run
-    from stages.train.journal import Journal
+    from stages.train.journal import PROBES, Journal
     from stages.train.loop import train as loop
     from stages.train.memory import out_of_memory_explained
     from stages.train.ranks import join_ranks, leave_ranks
@@ -68,7 +68,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
                 tracked.artifact(folder / "loss.csv")
                 tracked.artifact(folder / "training.log")
                 if train.probe_interval:
-                    tracked.artifact(folder / "probes.csv")
+                    tracked.artifact(folder / PROBES)
                 for path in (folder / "monitor").glob("*.jsonl"):
                     tracked.artifact(path, "monitor")
     finally:

@@ -40,14 +40,15 @@ def state_of(out: Path) -> dict:
 
 
 def test_a_finished_run_that_gets_more_steps_is_the_run_that_had_them_from_the_beginning(packed: Path):
-    source = checkpoint(packed, STEADY, 12)
-    longer = run_in(packed, begun_with(source, STEADY, max_steps=20), KEEPING)
+    probed = STEADY.model_copy(update={"probe_interval": 4})
+    source = checkpoint(packed, probed, 12)
+    longer = run_in(packed, begun_with(source, probed, max_steps=20), KEEPING)
     state, before = state_of(longer), json.loads((source / "state.json").read_text())
-    files = {name: (longer / name).read_bytes() for name in ("loss.csv", "last/model.safetensors")}
+    files = {name: (longer / name).read_bytes() for name in ("loss.csv", "probes.csv", "last/model.safetensors")}
     states = (longer / "last/optimizer.safetensors").read_bytes()
     assert state["run"] == before["run"]  # so it goes on in its MLflow run
     assert [(past["step"], past["changed"]) for past in state["lineage"]] == [(12, {"train.max_steps": [12, 20]})]
-    whole = run_in(packed, STEADY.model_copy(update={"max_steps": 20}), KEEPING)
+    whole = run_in(packed, probed.model_copy(update={"max_steps": 20}), KEEPING)
     assert {name: (whole / name).read_bytes() for name in files} == files
     assert (whole / "last/optimizer.safetensors").read_bytes() == states
 

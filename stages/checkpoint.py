@@ -6,7 +6,7 @@
     config.json            the architecture, vocabulary, context length, tokenizer hash
     state.json             where training stands: step, tokens, best validation loss ...
     run.json               what the run is made of: params, hashes of data, tokenizer and code
-    loss.csv               the losses up to this step, so that a run that begins here has all of them
+    loss.csv, probes.csv   the lines up to this step, for a run that begins here; probes only if there are any
     manifest.json          size and sha256 of every other file, written last
 
 Equal training gives equal bytes: no file holds a time, a host or a path.
@@ -45,14 +45,14 @@ def save_checkpoint(
     state: dict[str, Any],
     extra: Mapping[str, dict[str, torch.Tensor]] | None = None,
     origin: dict[str, Any] | None = None,
-    losses: bytes = b"",
+    tables: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint so that `folder` is whole or is not there, at any moment of a kill.
 
     Args:
         extra: the tensors of further components; `{"ema": ..}` becomes ema.safetensors.
         origin: the content of run.json.
-        losses: that of loss.csv.
+        tables: the content of loss.csv and its like, by name.
     """
     from safetensors.torch import save_file
 
@@ -67,7 +67,8 @@ def save_checkpoint(
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
     write_json(beside / "run.json", origin or {})
-    (beside / "loss.csv").write_bytes(losses)
+    for name, content in {"loss.csv": b"", **(tables or {})}.items():
+        (beside / name).write_bytes(content)
     seal(folder)
 
 

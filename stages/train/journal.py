@@ -16,6 +16,7 @@ from stages.progress import say
 
 PROBES = "probes.csv"  # stages/train/probes.py writes it; without probes it is this line alone
 MEASURES = ("activation_rms", "gradient_norm", "update_to_weight", "attention_logit_max", "dead_units")
+TABLES = ("loss.csv", PROBES)  # which a checkpoint holds, up to its step
 HEADER = ",".join(("step", "layer", *MEASURES)) + "\n"
 
 

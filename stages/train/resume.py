@@ -35,10 +35,11 @@ from stages.errors import BadInput
 from stages.progress import say
 from stages.store import link_file
 from stages.tracking import Run
+from stages.train.journal import TABLES
 from stages.train.origin import RUN_FILE, Change, changed_code, changes, goes_on, origin_of, run_key, table
 from stages.train.params import NOT_THERE, TrainParams, run_and_step
 
-BESIDE = ("training.log", "probes.csv", "monitor")  # the checkpoints of a run; no training depends on them
+BESIDE = ("training.log", "monitor")  # the checkpoints of a run; nothing depends on them
 
 
 def begin_from(source: Path, folder: Path, job: Job, keep_best: bool = False) -> None:
@@ -71,7 +72,9 @@ def begin_from(source: Path, folder: Path, job: Job, keep_best: bool = False) ->
     if not goes_on(found, state["step"]):
         state["run"] = run_key(now)
     copy_checkpoint(source, folder_of(beside, state["step"]), {"state.json": state, RUN_FILE: now})
-    shutil.copyfile(source / "loss.csv", beside / "loss.csv")
+    for name in TABLES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, beside / name)
     copy_logs(source.parent, beside)
     shutil.rmtree(folder, ignore_errors=True)  # it holds no checkpoint
     beside.rename(folder)

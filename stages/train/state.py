@@ -27,7 +27,7 @@ from stages.checkpoint import (
 )
 from stages.entry import sync
 from stages.progress import say
-from stages.train.journal import PROBES
+from stages.train.journal import TABLES
 from stages.train.optimizers import Optimizers
 from stages.train.origin import run_key
 from stages.train.saving import Saver, Tensors
@@ -35,7 +35,7 @@ from stages.train.sharding import load_weights, weights, whole
 
 LOSS_SMOOTHING = 0.98
 RECENT_LOSSES = 33
-LOGS = ("loss.csv", "training.log", PROBES)
+LOGS = (*TABLES, "training.log")
 
 
 @dataclasses.dataclass
@@ -139,7 +139,7 @@ class Checkpoints:
                 for tensor in named.values():
                     whole(tensor)
             return
-        losses = (self.folder / "loss.csv").read_bytes() if (self.folder / "loss.csv").exists() else b""
+        tables = {name: (self.folder / name).read_bytes() for name in TABLES if (self.folder / name).exists()}
 
         def write(copies: Tensors) -> None:
             files, folder = dict(copies), self.path(described["step"])
@@ -148,7 +148,7 @@ class Checkpoints:
                     sync(self.folder / name)
             try:
                 save_checkpoint(
-                    folder, files.pop("model"), files.pop("optimizer"), config, described, files, self.origin, losses
+                    folder, files.pop("model"), files.pop("optimizer"), config, described, files, self.origin, tables
                 )
             except OSError:
                 shutil.rmtree(partial_of(folder), ignore_errors=True)

@@ -17,6 +17,7 @@ from pipeline.compare import change, comparison, documents, in_words, said
 from pipeline.revisions import WORKSPACE, Revision
 from stages.errors import BadInput
 from stages.evaluate.drawing import chart, line, place, table
+from stages.evaluate.training_tab import is_finite
 
 THIS = "this run"
 LOSSES, PLOTS = "data/train/loss.csv", "data/evaluate/plots"
@@ -40,7 +41,10 @@ def tab(root: Path, name: str) -> tuple[str, dict[str, Any]]:
     found = comparison(other, this)
     charts = curves(this, other)
     if not found["same_test_text"]:
-        verdict = "Measured on other test text (eval_sha256 differs): losses on it cannot be compared."
+        verdict = (
+            "Measured on other test text or in another precision (eval_sha256, eval_precision): losses on it cannot be "
+            "compared."
+        )
         for chart_of_test in ("ag-position", "ag-frequency"):
             charts.pop(chart_of_test, None)
     elif not found["difference"]:
@@ -61,7 +65,7 @@ def curves(this: Revision, other: Revision) -> dict[str, Any]:
         shift = 1 if scale == "log" else 0  # 0 has no logarithm
         traces = []
         for revision, words in ((this, THIS), (other, other.name)):
-            rows = [row for row in revision.rows(path) if row.get(up)]
+            rows = [row for row in revision.rows(path) if is_finite(row.get(up))]
             xs, ys = [int(row[across]) + shift for row in rows], [float(row[up]) for row in rows]
             if rows:
                 traces.append(line(xs, ys, words))

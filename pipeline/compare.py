@@ -61,9 +61,14 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
         click.echo(page(*revisions, found).markdown().rstrip())
 
 
+def measured_on(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """The test text and the precision of its losses; those of before there was a choice are in fp32."""
+    return str(metrics.get("evaluate.eval_sha256") or ""), str(metrics.get("evaluate.eval_precision") or "fp32")
+
+
 def comparison(one: Revision, other: Revision) -> dict[str, Any]:
     """What differs, as plain values: (of A, of B) by name."""
-    measured = [str(revision.metrics().get("evaluate.eval_sha256") or "") for revision in (one, other)]
+    measured = [measured_on(revision.metrics()) for revision in (one, other)]
     return {
         "params": differences(one.flat_params(), other.flat_params()),
         "metrics": differences(one.metrics(), other.metrics()),
@@ -173,7 +178,9 @@ def page(one: Revision, other: Revision, found: Mapping[str, Any]) -> Any:
         page.heading(title)
         if key == "metrics" and not found["same_test_text"]:
             page.text(
-                "Measured on other test text (eval_sha256 differs): their bits per byte cannot be compared.", True
+                "Measured on other test text or in another precision (eval_sha256, eval_precision): their bits per "
+                "byte cannot be compared.",
+                True,
             )
         if key == "metrics" and found["difference"]:
             page.text(f"{other.name} less {one.name}: {in_words(found['difference'])}")

@@ -43,11 +43,20 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, port: int, is_running: Callable[[], bool]):
         self.folder, self.is_running = folder, is_running
+        self.seen: tuple[bool, float, dict[str, Any]] | None = None
         super().__init__(("127.0.0.1", port), Handler)
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def state(self, live: bool) -> dict[str, Any]:
+        """Of the training, looked up at most a tenth of the time: many steps take seconds to draw, for each tab."""
+        if self.seen is None or self.seen[0] != live or time.monotonic() > self.seen[1]:
+            begun = time.monotonic()
+            found = state(self.folder, live)
+            self.seen = (live, begun + 10 * (time.monotonic() - begun), found)
+        return self.seen[2]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,9 +69,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         live = self.server.is_running()
         if self.path == "/":
-            self.answer(page(self.server.folder, live).encode(), "text/html; charset=utf-8")
+            self.answer(page(self.server.state(live)).encode(), "text/html; charset=utf-8")
         elif self.path == "/live.json":
-            self.answer(json.dumps(state(self.server.folder, live)).encode(), "application/json")
+            self.answer(json.dumps(self.server.state(live), allow_nan=False).encode(), "application/json")
             self.server.told_end |= not live
         elif self.path == "/favicon.ico":  # browsers ask for it unbidden, and complain of an error
             self.answer(b"", "image/x-icon")
@@ -105,18 +114,17 @@ def served(folder: Path, port: int, is_running: Callable[[], bool]) -> Iterator[
             server.shutdown()
 
 
-def page(folder: Path, live: bool) -> str:
+def page(found: dict[str, Any]) -> str:
     """The page as it stands now; it asks for what comes."""
     from stages.evaluate.report import assembled
     from stages.evaluate.training_tab import PROBES, SPEEDS, training
 
-    found = state(folder, live)
     places = dict.fromkeys(["tr-loss", "tr-lr", "tr-norm", *SPEEDS, *(f"tr-{name}" for name in PROBES)])
     named = {title.lower(): (title, LATER) for title in TABS}
     named["training"] = ("Training", training({}, places, NOTE, set(found["charts"])))
     data: dict[str, Any] = {name: [] for name in ("maps", "heads", "scores")}
     data |= {"embedding": {"tokens": []}, "vocabulary": {}, "kinds": {}, "similarity": {}}
-    data |= {"charts": found["charts"], "first": "training", "live": SECONDS_BETWEEN if live else 0}
+    data |= {"charts": found["charts"], "first": "training", "live": SECONDS_BETWEEN if found["live"] else 0}
     return assembled("Training", found["head"], named, data)
 
 

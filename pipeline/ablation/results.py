@@ -44,8 +44,10 @@ class Run:
 
     @property
     def measured_on(self) -> str:
-        """The hash of the test text."""
-        return str(self.metrics.get("evaluate.eval_sha256") or self.metrics.get("pack.eval_sha256") or "")
+        """The test text by the beginning of its hash, and the precision of its losses where that is not fp32."""
+        text = str(self.metrics.get("evaluate.eval_sha256") or self.metrics.get("pack.eval_sha256") or "")[:8]
+        precision = self.metrics.get("evaluate.eval_precision", "fp32")
+        return text if precision == "fp32" else f"{text} in {precision}"
 
     def number(self, metric: str) -> float | None:
         value = self.metrics.get(metric)
@@ -162,7 +164,7 @@ def incomparable(name: str, its: Sequence[Run], base: Sequence[Run]) -> str:
         return ""
     texts = [sorted({run.measured_on for run in runs}) for runs in (its, base)]
     if texts[0] != texts[1] or len(texts[0]) > 1:
-        mine, other = (", ".join(text[:8] or "none" for text in some) for some in texts)
+        mine, other = (", ".join(text or "none" for text in some) for some in texts)
         return f"measured on other test text (eval_sha256 {mine}, not {other})"
     tokenizers = {run.tokenizer for run in (*its, *base)}
     if name in PER_TOKEN and len(tokenizers) > 1:

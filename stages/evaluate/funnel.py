@@ -43,9 +43,10 @@ def read_funnel(folder: Path) -> Funnel:
     dedup, pack = read("dedup/metrics.json"), read("pack/metrics.json")
     splits = []
     for split in ("train", "validation", "test"):
-        copies = pq.read_table(folder / f"pack/documents/{split}.parquet", columns=["copies"])["copies"]
-        taken = pc.sum(pc.greater(copies, 0)).as_py() or 0
-        splits.append(Step(split, taken, pack[f"bytes_{split}"], pack[f"tokens_{split}"]))
+        taken = pq.read_table(
+            folder / f"pack/documents/{split}.parquet", columns=["bytes"], filters=pc.field("copies") > 0
+        )["bytes"]  # a mixture may take a document several times: it counts once, as in the stages before
+        splits.append(Step(split, len(taken), pc.sum(taken).as_py() or 0, pack[f"tokens_{split}"]))
     steps = [
         Step("downloaded", download["documents"], download["bytes"]),
         Step("cleaned", clean["documents_out"], clean["bytes_out"]),

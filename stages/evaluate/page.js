@@ -278,6 +278,7 @@ async function follow() {
   try { found = await (await fetch("live.json")).json(); } catch { /* whoever answered has gone */ }
   if (!found) {
     byId("live").textContent = "Nobody answers: the training has ended, or the command was stopped. This is the last that was seen.";
+    setTimeout(follow, 5 * data.live * 1000); // one answer may be lost
     return;
   }
   for (const id of Object.keys(found.charts)) {

@@ -140,6 +140,7 @@ def measure(
     figures |= quality(texts, [sample.finished for sample in seen.samples + seen.written], matches)
     figures |= fitted.result()
     rounded: dict[str, Any] = {name: round(value, 6) for name, value in figures.items()}
+    rounded["eval_precision"] = params.precision
     return rounded | {"eval_sha256": text_sha256(text.table.text_bytes(document) for document in text.documents)}
 
 

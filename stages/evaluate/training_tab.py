@@ -48,10 +48,10 @@ def training_charts(folder: Path) -> dict[str, Any]:
 
     def points(name: str) -> tuple[list[int], list[float]]:
         kept = [row for number, row in enumerate(rows) if number % every == 0 or name == "validation_loss"]
-        kept = [row for row in kept if row.get(name) and math.isfinite(float(row[name]))]
+        kept = [row for row in kept if is_finite(row.get(name))]
         return [int(row["tokens"]) for row in kept], [float(row[name]) for row in kept]
 
-    stepped = [row for row in rows if row["loss"] and math.isfinite(float(row["loss"]))]
+    stepped = [row for row in rows if is_finite(row["loss"])]
     reach = min(LARGEST_WINDOW, len(stepped) // SMOOTHED_PART)
     means = smoothed(np.array([float(row["loss"]) for row in stepped]), reach)
     tokens = [int(row["tokens"]) for row in stepped]
@@ -68,6 +68,11 @@ def training_charts(folder: Path) -> dict[str, Any]:
         "tr-norm": chart(norm, "norm of the gradient", "tokens", "", yaxis={"type": "log"}),
         **probe_charts(finished_rows(folder / "probes.csv")),
     }
+
+
+def is_finite(text: str | None) -> bool:
+    """Whether it is a number that a chart can show: a training that diverges writes inf and nan."""
+    return bool(text) and math.isfinite(float(text or "nan"))
 
 
 def finished_rows(path: Path) -> list[dict[str, str]]:
@@ -94,7 +99,9 @@ def probe_charts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
     for name, title in PROBES.items():
         traces = []
         for layer in layers:
-            found = [(int(row["step"]), float(row[name])) for row in rows if row["layer"] == layer and row[name]]
+            found = [
+                (int(row["step"]), float(row[name])) for row in rows if row["layer"] == layer and is_finite(row[name])
+            ]
             if found:
                 inside = layer.isdigit()
                 colour = {"color": shade(int(layer), len(inner))} if inside else {"dash": "dot", "color": OUTER[layer]}

@@ -36,6 +36,7 @@ class Measured:
     Attributes:
         low, high: the 95% interval of bits_per_byte.
         documents: the file documents.csv of evaluate, or None.
+        precision: of the passes that measured it (`evaluate.precision`).
     """
 
     version: str
@@ -44,6 +45,7 @@ class Measured:
     high: float
     eval_sha256: str
     documents: Path | None = None
+    precision: str = "fp32"
 
 
 def verdict(ours: Measured, champion: Measured | None) -> tuple[bool, str]:
@@ -57,6 +59,11 @@ def verdict(ours: Measured, champion: Measured | None) -> tuple[bool, str]:
         theirs, mine = champion.eval_sha256 or "unknown", ours.eval_sha256
         return False, (
             f"version {champion.version} was measured on other text ({theirs[:12]}, here {mine[:12]}); {by_hand}"
+        )
+    if not comparable(ours, champion):
+        return False, (
+            f"version {champion.version} was measured in {champion.precision}, not in {ours.precision}, which alone "
+            f"moves the fourth digit; set evaluate.precision: {champion.precision} and export again, or {by_hand}"
         )
     if lacking := lack_of(champion):
         return False, f"version {champion.version} has no {lacking} to compare with; {by_hand}"
@@ -80,6 +87,11 @@ def verdict(ours: Measured, champion: Measured | None) -> tuple[bool, str]:
         f"{figures}; without the losses of both by document: the 95% interval {ours.low:.4f} to {ours.high:.4f} "
         f"{'is' if better else 'is not'} below {named}"
     )
+
+
+def comparable(one: Measured, other: Measured) -> bool:
+    """Whether both were measured on the same text in the same precision."""
+    return (one.eval_sha256, one.precision) == (other.eval_sha256, other.precision)
 
 
 def lack_of(measured: Measured) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.entry import Job, file_sha256
 from stages.export import pyfunc
-from stages.export.promotion import Measured, lack_of, verdict
+from stages.export.promotion import Measured, comparable, lack_of, verdict
 from stages.export.snapshot import snapshot
 from stages.progress import say
 from stages.provenance import in_experiment
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 MODULE = "millrace_pyfunc"
-FIGURES = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high", "eval_sha256")
+FIGURES = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high", "eval_sha256", "eval_precision")
 TYPES = {int: "long", float: "double"}
 REGISTER_SECONDS = 300.0  # a large model takes its time to upload
 HOW_TO_GO_BACK = """\
@@ -196,7 +196,7 @@ def apply_rule(client: MlflowClient, version: ModelVersion, force_reason: str = 
         client.set_registered_model_alias(name, CHAMPION, number)
         if aliases.get(CHALLENGER) == number:
             client.delete_registered_model_alias(name, CHALLENGER)
-    elif theirs is not None and ours.eval_sha256 == theirs.eval_sha256 and not lack_of(ours):
+    elif theirs is not None and comparable(ours, theirs) and not lack_of(ours):
         client.set_registered_model_alias(name, CHALLENGER, number)
     return Outcome(name, number, False, moves, reason)
 
@@ -210,7 +210,8 @@ def measured(client: MlflowClient, version: ModelVersion, folder: Path) -> Measu
     target.mkdir()
     with contextlib.suppress(Exception):  # its run was deleted, or it was registered by hand: the intervals decide
         documents = Path(client.download_artifacts(version.run_id or "", place, str(target)))
-    return Measured(str(version.version), value, low, high, version.tags.get("eval_sha256", ""), documents)
+    text, precision = version.tags.get("eval_sha256", ""), version.tags.get("eval_precision", "fp32")
+    return Measured(str(version.version), value, low, high, text, documents, precision)
 
 
 def lock_of(job: Job) -> Path:

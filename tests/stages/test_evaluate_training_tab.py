@@ -1,5 +1,6 @@
 """The tab of the training: curves from files that may be growing."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
     (tmp_path / "loss.csv").write_text(f"{ROWS}1,10,5.0,5,0.1,1,\n2,20,nan,5,0.1,inf,\n3,30,4.0,5,0.1,1,\n")
     charts = training_charts(tmp_path)
     assert charts["tr-loss"]["traces"][0]["y"] == [5, 4] and charts["tr-norm"]["traces"][0]["x"] == [10, 30]
+
+
+def test_a_probe_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text(f"{ROWS}1,10,5.0,5,0.1,1,\n")
+    (tmp_path / "probes.csv").write_text(f"{HEADER}1,0,1.5,inf,0.1,nan,0\n2,0,1.4,2.0,0.1,,0\n")
+    charts = training_charts(tmp_path)
+    assert charts["tr-gradient_norm"]["traces"][0]["x"] == [2] and "tr-attention_logit_max" not in charts
+    json.dumps(charts, allow_nan=False)
 
 
 def test_probes_have_a_chart_each_with_a_line_a_layer(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,12 @@ def test_without_losses_by_document_the_two_intervals_decide(ours: float, wins: 
     found, reason = verdict(measured(None, ours), measured(None, 1.7, version="1"))
     assert found == wins
     assert "without the losses of both by document" in reason and "below its 1.6300 to 1.7700" in reason
+
+
+def test_a_loss_in_another_precision_is_not_compared() -> None:
+    champion = dataclasses.replace(measured(None, 1.7, version="1"), precision="bf16")
+    wins, reason = verdict(measured(None, 1.2), champion)
+    assert not wins and "version 1 was measured in bf16, not in fp32" in reason
 
 
 def test_other_documents_are_not_paired(tmp_path: Path) -> None:

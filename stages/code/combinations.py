@@ -17,8 +17,8 @@ from typing import Any
 from model.config import ATTENTIONS, MLPS, NORMS
 from stages.checkpoint import named, wrong_sha256
 from stages.errors import BadInput
-from stages.export.gguf_names import problem_of_learned, problem_of_model, problem_of_tokenizer
 from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
+from stages.gguf_names import problem_of_learned, problem_of_model, problem_of_tokenizer
 from stages.params import ParamsFile
 from stages.train.feasible import infeasible
 from stages.train.params import NOT_THERE, run_and_step
@@ -136,7 +136,7 @@ def readable_by_llama_cpp(sections: Mapping[str, Any], root: Path) -> Iterator[P
         return
     path = root / Path(tokenizer.file).expanduser()
     if not tokenizer.file:
-        problem = problem_of_learned(tokenizer)
+        problem = problem_of_learned(tokenizer.type, tokenizer.max_digits)
     else:
         try:
             problem = problem_of_tokenizer(json.loads(path.read_text(encoding="utf-8")))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from stages.checkpoint import refused_by_system
 from stages.errors import BadInput, Failed
-from stages.export.gguf_names import (
+from stages.gguf_names import (
     ARCHITECTURES,
     EXPERT,
     EXPERT_PARTS,

@@ -18,8 +18,8 @@ from model.decoder import Decoder
 from stages.code.combinations import exportable, readable_by_llama_cpp
 from stages.export.folder import write_tokenizer as write_hf_tokenizer
 from stages.export.gguf_file import Misread, compare, neighbours, renamed, write_gguf
-from stages.export.gguf_names import problem_of_model, problem_of_tokenizer
 from stages.export.params import ExportParams
+from stages.gguf_names import problem_of_model, problem_of_tokenizer
 from stages.huggingface import to_huggingface
 from stages.huggingface_weights import as_on_the_hub
 from stages.tokenizer.params import TokenizerParams

@@ -15,7 +15,6 @@ from typing import Any
 from model.config import ModelConfig
 from stages.huggingface_twins import twin_of
 from stages.pretoken_rules import GPT2, GPT4, Rule, rule_of
-from stages.tokenizer.params import TokenizerParams
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe",
@@ -60,7 +59,7 @@ def problem_of_model(config: ModelConfig) -> str:
     """Why no GGUF is written of this decoder; empty if it is."""
     twin = twin_of(config)
     if twin is None:
-        return "holds none of what transformers has no architecture for"
+        return "is written of architectures of transformers, and this model is of none (docs/export.md)"
     if twin.model_type not in ARCHITECTURES:
         return f"is written of {', '.join(sorted(set(ARCHITECTURES.values())))}, and this model is a {twin.class_name}"
     if set(config.kinds) != {"full"}:
@@ -86,10 +85,10 @@ def problem_of_tokenizer(described: Any) -> str:
     return ""
 
 
-def problem_of_learned(tokenizer: TokenizerParams) -> str:
+def problem_of_learned(kind: str, max_digits: int) -> str:
     """The same of one that is still to be learned."""
-    if tokenizer.type != "bpe":
-        return f"holds byte-level BPE alone, not tokenizer.type {tokenizer.type}"
-    if Rule(GPT4, tokenizer.max_digits) not in PRE_TOKENIZERS:
-        return f"cuts digits in groups of 3 or 1; tokenizer.max_digits is {tokenizer.max_digits}"
+    if kind != "bpe":
+        return f"holds byte-level BPE alone, not tokenizer.type {kind}"
+    if Rule(GPT4, max_digits) not in PRE_TOKENIZERS:
+        return f"cuts digits in groups of 3 or 1; tokenizer.max_digits is {max_digits}"
     return ""

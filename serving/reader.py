@@ -158,6 +158,7 @@ class Reader:
             if not rows.is_compiled:
                 raise
             log.exception("the step could not be compiled; it goes on as it is")
+            self.graphs.clear()  # they read matrices and tables of the old Rows, by address
             self.rows = Rows(self.model, self.capacity, "false")
             return self._graph(n, length, inputs, positions)
 

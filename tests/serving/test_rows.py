@@ -41,3 +41,22 @@ def test_compiled_once_for_all_layers():
     equal_to_the_decoder(decoder(n_layers=4, fused_qkv=True), "true")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
+    """They would read the matrices of the old Rows, which are freed."""
+
+    class Recording:
+        def __init__(self, step, inputs, positions, device):
+            if reader.rows.is_compiled and reader.graphs:
+                raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("serving.reader.Graph", Recording)
+    model = decoder()
+    reader = Reader(model, 4, CAPACITY)
+    first = reader.rows = Rows(model, CAPACITY, "true")
+    one = torch.zeros(1, 1, dtype=torch.long)
+    reader.graphs[1, CAPACITY] = reader._graph(1, CAPACITY, one, one)
+    assert reader.rows is first
+    reader._graph(2, CAPACITY, one, one)
+    assert reader.rows is not first and not reader.graphs

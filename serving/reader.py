@@ -55,6 +55,8 @@ class Reader:
             )
         self.model, self.n_rows, self.capacity = model, n_rows, capacity
         self.device = model.embedding.weight.device
+        if compiled != "false" and self.device.type != "cuda":
+            raise BadInput(f"--compile {compiled}: a step is compiled on a GPU alone; leave it out on a CPU")
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
             for name in ASKED_OF_CACHES:

@@ -5,6 +5,7 @@ import torch
 
 from serving.reader import Reader
 from serving.rows import Rows
+from stages.errors import BadInput
 from tests.model.test_decoder import decoder, tokens
 from tests.serving.test_single import CAPACITY, VARIANTS
 
@@ -60,3 +61,9 @@ def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
     assert reader.rows is first
     reader._graph(2, CAPACITY, one, one)
     assert reader.rows is not first and not reader.graphs
+
+
+@pytest.mark.parametrize("compiled", ["true", "tuned"])
+def test_compiling_on_a_cpu_is_refused(compiled):
+    with pytest.raises(BadInput, match=f"--compile {compiled}: a step is compiled on a GPU alone"):
+        Reader(decoder(), 1, CAPACITY, compiled)

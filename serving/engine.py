@@ -37,6 +37,7 @@ from serving.lookup import Lookup
 from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
+from stages.errors import BadInput
 
 log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
@@ -79,11 +80,19 @@ class Engine:
     Attributes:
         chunk: the most tokens of prompts in a step. lookup: the most tokens that are guessed at once; 0: none.
         guessed, right: how many were guessed so far, and how many of those were right.
+
+    Raises:
+        BadInput: guesses are wanted, and a cache cannot take them back.
     """
 
     def __init__(self, reader: Reader, tokenizer: Tokenizer, chunk: int = 256, lookup: int = 0):
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
-        self.lookup = min(lookup, reader.most_guesses)
+        if lookup and not reader.takes_back:
+            raise BadInput(
+                f"--lookup {lookup}: model.layer_pattern {reader.model.config.layer_pattern} has a cache of one's own, "
+                "from which no guess can be taken back; leave it out"
+            )
+        self.lookup = min(lookup, reader.most_guesses) if lookup else 0
         self.guessed = self.right = 0
         self.waiting: collections.deque[Running] = collections.deque()
         self.running: list[Running] = []

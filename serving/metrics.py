@@ -34,6 +34,8 @@ class Metrics:
             ("rows", "Requests that can run at once.", lambda: engine.reader.n_rows),
             ("cache_use", "Share of the caches that holds tokens.", lambda: engine.cache_use),
             ("cache_bytes", "Bytes of the caches.", lambda: engine.reader.n_bytes),
+            ("guessed", "Tokens guessed by --lookup.", lambda: engine.guessed),
+            ("guessed_right", "Guessed tokens that were right.", lambda: engine.right),
             ("failures", "Steps of the engine that raised an error.", lambda: worker.failures),
         ):
             make(Gauge, name, about).set_function(value)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from model.cache import KeyValueCache, LatentCache
 from model.decoder import Decoder
 from serving.rows import Rows
 from serving.single import Single
@@ -33,6 +34,7 @@ from stages.errors import BadInput
 log = logging.getLogger("millrace.serving")
 Step = Callable[[Tensor, Tensor], Tensor]
 LENGTH_UNIT = 64
+ASKED_OF_CACHES = ("part", "copy_row", "n_bytes")  # of one's own, too
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
@@ -41,6 +43,9 @@ class Reader:
 
     Args:
         compiled: as for `Rows`; used where there are graphs.
+
+    Raises:
+        BadInput: the model cannot be served, or not in this way.
     """
 
     def __init__(self, model: Decoder, n_rows: int, capacity: int, compiled: str = "false"):
@@ -50,8 +55,16 @@ class Reader:
             )
         self.model, self.n_rows, self.capacity = model, n_rows, capacity
         self.device = model.embedding.weight.device
+        if compiled != "false" and self.device.type != "cuda":
+            raise BadInput(f"--compile {compiled}: a step is compiled on a GPU alone; leave it out on a CPU")
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
+            for name in ASKED_OF_CACHES:
+                if any(not hasattr(cache, name) for cache in self.caches):
+                    raise BadInput(
+                        f"model.layer_pattern {model.config.layer_pattern}: the cache of a layer has no {name}, which "
+                        "serving asks for (docs/serving.md)"
+                    )
             self.single = Single(model, self.caches, capacity) if Single.serves(model) else None
         self.overwritten: list[tuple[Tensor, Tensor, Tensor]] = []  # of rings, by the last guesses
         self.graphs: dict[tuple[int, int], Graph] = {}
@@ -90,6 +103,11 @@ class Reader:
         segments = None if min(sizes) == longest else torch.where(place < size_B1, 0, -1).to(self.device)
         context = self.model.context(inputs, segments, positions, cached=True)
         return self.model.hidden(inputs, context, caches)
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether wrong guesses leave no trace. What a cache of one's own keeps is not known."""
+        return all(type(cache) in (KeyValueCache, LatentCache) for cache in self.caches)
 
     @property
     def most_guesses(self) -> int:
@@ -142,6 +160,7 @@ class Reader:
             if not rows.is_compiled:
                 raise
             log.exception("the step could not be compiled; it goes on as it is")
+            self.graphs.clear()  # they read matrices and tables of the old Rows, by address
             self.rows = Rows(self.model, self.capacity, "false")
             return self._graph(n, length, inputs, positions)
 

@@ -11,7 +11,8 @@ with attention between them:
 Neither function sees how many slots are read, so each is compiled once for a number of rows and serves all layers
 and lengths. Rotations come from a table. Gate and up lie one behind the other in memory, as before but side by side.
 
-Experts, latent attention, packed matrices and parts of one's own take the decoder's own path.
+Experts, latent attention, packed matrices and attention of one's own, subclasses of the built-in one too, take the
+decoder's own path. Norms and MLPs of one's own are called as they are.
 
 Shapes: B rows, C hidden, H query heads, K key heads, G query heads per key head, D width of a head, S slots.
 """
@@ -31,6 +32,7 @@ from model.context import Context, Places
 from model.decoder import Block, Decoder
 from model.mlp import GatedMLP
 from model.rotary import rotation
+from serving.vectors import of_vectors
 
 MOST_COMPILED = 64  # numbers of rows times kinds of layers; beyond torch's 8 it would go on uncompiled
 
@@ -60,8 +62,7 @@ class Rows:
     @staticmethod
     def serves(model: Decoder) -> bool:
         return not model.config.n_experts and all(
-            isinstance(block.attention, Attention) and type(block.attention.output) is nn.Linear
-            for block in model.blocks
+            type(block.attention) is Attention and type(block.attention.output) is nn.Linear for block in model.blocks
         )
 
     def step(self, inputs_B1: Tensor, positions_B1: Tensor, caches: Sequence[LayerCache], length: int) -> Tensor:
@@ -73,14 +74,14 @@ class Rows:
             turn = self.tables[0][positions_B][:, None, None], self.tables[1][positions_B][:, None, None]
         places: dict[Slots, tuple[Tensor, Tensor]] = {}
         for block, cache, gate_up in zip(self.model.blocks, caches, self.joined, strict=True):
-            assert isinstance(cache, KeyValueCache) and isinstance(block, Block)
+            assert type(cache) is KeyValueCache and isinstance(block, Block)
             if cache.slots not in places:
                 places[cache.slots] = seen(cache.slots, positions_B, length, x_BC.dtype)
             slots_B, bias_B1S = places[cache.slots]
             q_BHD = self.before(block, x_BC, turn, slots_B, cache.keys, cache.values)
             y_BC = attend(q_BHD, cache, bias_B1S, block.attention.scale)  # type: ignore[arg-type]
             x_BC = self.after(block, gate_up, x_BC, y_BC)
-        return self.model.logits(self.model.final_norm(x_BC)[:, None])[:, 0]
+        return self.model.logits(of_vectors(self.model.final_norm, x_BC)[:, None])[:, 0]
 
 
 def joined(mlp: nn.Module) -> Tensor | None:
@@ -107,7 +108,7 @@ def before(block: Block, x_BC: Tensor, turn: tuple[Tensor, Tensor] | None, slots
     attention: Attention = block.attention  # type: ignore[assignment]
     rotations = {} if turn is None else {attention.head_dim: turn}
     context = Context(Places(slots_B[:, None]), rotations, {})
-    q, k, v = attention.project(block.attention_norm(x_BC)[:, None], context)
+    q, k, v = attention.project(of_vectors(block.attention_norm, x_BC)[:, None], context)
     rows = torch.arange(len(x_BC), device=x_BC.device)
     for kept, new in ((keys_BKSD, k), (values_BKSD, v)):
         kept[rows, :, slots_B] = new[:, :, 0].to(kept.dtype)
@@ -124,10 +125,10 @@ def attend(q_BHD: Tensor, cache: KeyValueCache, bias_B11S: Tensor, scale: float)
 
 def after(block: Block, gate_up: Tensor | None, x_BC: Tensor, y_BC: Tensor) -> Tensor:
     """The residual stream behind the block."""
-    x_BC = x_BC + block.attention_post_norm(block.attention.output(y_BC))  # type: ignore[operator]
-    normed, mlp = block.mlp_norm(x_BC), block.mlp
+    x_BC = x_BC + of_vectors(block.attention_post_norm, block.attention.output(y_BC))  # type: ignore[operator]
+    normed, mlp = of_vectors(block.mlp_norm, x_BC), block.mlp
     if gate_up is None:
-        return x_BC + block.mlp_post_norm(mlp(normed))
+        return x_BC + of_vectors(block.mlp_post_norm, of_vectors(mlp, normed))
     gate, up = F.linear(normed, gate_up).chunk(2, dim=-1)
     activation: Callable[[Tensor], Tensor] = mlp.activation  # type: ignore[assignment]
-    return x_BC + block.mlp_post_norm(mlp.down(activation(gate) * up))  # type: ignore[operator]
+    return x_BC + of_vectors(block.mlp_post_norm, mlp.down(activation(gate) * up))  # type: ignore[operator]

@@ -11,7 +11,8 @@ token into a cache goes through index tensors. For one token all this is simpler
     attention        the slots so far are a slice: no mask
     a product        a matrix by a vector, onto the residual where nothing stands between
 
-What is none of these (experts, latent attention, LayerNorm, packed matrices, parts of one's own) is called as it is.
+What is none of these (experts, latent attention, LayerNorm, packed matrices, parts of one's own) is called as it is. A
+subclass of a known part may compute something else, so parts are known by their very type.
 The decoder's own path stays the reference: logits agree within rounding (tests/serving/test_single.py).
 
 Shapes: C hidden, H query heads, K key heads, G query heads per key head, D width of a head, S slots, V vocabulary.
@@ -19,6 +20,7 @@ Shapes: C hidden, H query heads, K key heads, G query heads per key head, D widt
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +33,7 @@ from model.decoder import Block, Decoder
 from model.mlp import GatedMLP, PlainMLP
 from model.norm import RMSNorm
 from model.rotary import rotation
+from serving.vectors import of_vectors
 
 Vectors = Callable[[Tensor], Tensor]
 MOST_HIDDEN = 512  # at 768 and two threads, attention behind products of many rows took 7 ms an operation, not 0.02
@@ -72,11 +75,11 @@ class Layer:
     def __init__(self, block: Block, cache: LayerCache):
         self.block, self.cache = block, cache
         attention, self.attention = block.attention, None
-        if isinstance(attention, Attention) and isinstance(cache, KeyValueCache):
+        if type(attention) is Attention and type(cache) is KeyValueCache:
             self.attention = SingleAttention(attention, cache)
         self.norms = [norm_of(norm) for norm in (block.attention_norm, block.mlp_norm)]
         self.post_norms = [
-            None if isinstance(norm, nn.Identity) else norm_of(norm)
+            None if type(norm) is nn.Identity else norm_of(norm)
             for norm in (block.attention_post_norm, block.mlp_post_norm)
         ]
         self.mlp = mlp_of(block.mlp)
@@ -94,8 +97,9 @@ class Layer:
         normed = self.norms[1](x_C)
         if self.mlp is not None:
             return self._product_added(x_C, self.block.mlp.down, self.mlp(normed), 1)  # type: ignore[arg-type]
-        branch = self.block.mlp(normed[None, None], context)[0] if self.block.has_experts else self.block.mlp(normed)
-        return self._added(x_C, branch.view_as(x_C), 1)
+        if self.block.has_experts:
+            return self._added(x_C, self.block.mlp(normed[None, None], context)[0][0, 0], 1)
+        return self._added(x_C, of_vectors(self.block.mlp, normed), 1)
 
     def _added(self, x_C: Tensor, branch_C: Tensor, which: int) -> Tensor:
         post_norm = self.post_norms[which]
@@ -118,8 +122,8 @@ class SingleAttention:
         self.norms = [norm_of(norm) for norm in (module.query_norm, module.key_norm)]
         self.gain_HD: Tensor | None = None  # of the norms of heads, with the root of D
         norm, of_keys = module.query_norm, module.key_norm
-        self.has_norms = isinstance(norm, RMSNorm)
-        if isinstance(norm, RMSNorm) and isinstance(of_keys, RMSNorm) and not module.norm_whole_vector:
+        self.has_norms = type(norm) is RMSNorm
+        if type(norm) is RMSNorm and type(of_keys) is RMSNorm and not module.norm_whole_vector:
             heads = (norm, module.n_heads), (of_keys, module.n_kv_heads)
             ones = torch.ones(module.head_dim)
             gains = [(ones if n.weight is None else n.weight).expand(count, -1) for n, count in heads]
@@ -170,8 +174,8 @@ def product(matrix: nn.Module, x: Tensor) -> Tensor:
 
 def norm_of(norm: nn.Module) -> Vectors:
     """The norm of one vector."""
-    if not isinstance(norm, RMSNorm):
-        return norm
+    if type(norm) is not RMSNorm:
+        return functools.partial(of_vectors, norm)
 
     def rms_norm(x: Tensor) -> Tensor:
         y = x * (torch.dot(x, x).item() / norm.size + norm.eps) ** -0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,18 @@ from serving.engine import Engine
 from serving.reader import Reader
 from serving.worker import Worker
 from stages.exported import Exported, open_export
+from tests.serving import own_parts
 from tests.serving.servers import Serving
 from tests.stages.exports import write_checkpoint, write_tokenizer
 
 CONTEXT = 128
 SMALL = ModelConfig(n_layers=2, hidden_size=32, n_heads=4, n_kv_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def mine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one's own are found where `model.layer_pattern: model.mine.Gated` looks for them."""
+    monkeypatch.setitem(sys.modules, "model.mine", own_parts)
 
 
 @pytest.fixture(scope="session")

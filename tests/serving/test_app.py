@@ -177,7 +177,15 @@ def test_the_page_the_description_and_the_metrics(web):
     assert "/v1/chat/completions" in web.get("/openapi.json").json()["paths"]
     assert web.get("/health").json() == {"status": "ok", "model": "millrace"}
     metrics = web.get("/metrics").text
-    for name in ("tokens_total", "first_token_seconds_count", "between_tokens_seconds_count", "waiting", "cache_use"):
+    for name in (
+        "tokens_total",
+        "first_token_seconds_count",
+        "between_tokens_seconds_count",
+        "waiting",
+        "cache_use",
+        "guessed",
+        "guessed_right",
+    ):
         assert f'millrace_{name}{{model="millrace"}}' in metrics
 
 

@@ -8,7 +8,9 @@ from serving.engine import Engine
 from serving.lookup import Lookup
 from serving.reader import Reader
 from serving.request import Request
+from stages.errors import BadInput
 from tests.model.test_decoder import KINDS, decoder, tokens
+from tests.serving.own_parts import OwnCache
 from tests.serving.test_engine import run
 
 CAPACITY = 40
@@ -78,3 +80,18 @@ def test_others_that_come_stop_the_guessing_and_change_nothing(exported):
     requests = [Request((5, 6, 7, 8, 5, 6, 7), 30, DRAWN, n) for n in range(3)]
     plain = run(Engine(Reader(exported.model, 2, 128), exported.tokenizer), requests)
     assert run(Engine(Reader(exported.model, 2, 128), exported.tokenizer, lookup=3), requests) == plain
+
+
+def test_a_cache_of_ones_own_is_served_without_guesses(exported):
+    requests = [Request((5, 6, 7, 8, 5, 6, 7), 20, DRAWN, n) for n in range(3)]
+    own = Reader(decoder(layer_pattern="model.mine.Remembering"), 2, CAPACITY)
+    plain = Reader(decoder(), 2, CAPACITY)
+    assert run(Engine(own, exported.tokenizer), requests) == run(Engine(plain, exported.tokenizer), requests)
+    with pytest.raises(BadInput, match="--lookup 4: model.layer_pattern model.mine.Remembering .* leave it out"):
+        Engine(own, exported.tokenizer, lookup=4)
+
+
+def test_a_cache_that_lacks_what_serving_asks_for_is_refused(monkeypatch):
+    monkeypatch.delattr(OwnCache, "copy_row")
+    with pytest.raises(BadInput, match="the cache of a layer has no copy_row"):
+        Reader(decoder(layer_pattern="model.mine.Remembering"), 1, CAPACITY)

@@ -5,6 +5,7 @@ import torch
 
 from serving.reader import Reader
 from serving.rows import Rows
+from stages.errors import BadInput
 from tests.model.test_decoder import decoder, tokens
 from tests.serving.test_single import CAPACITY, VARIANTS
 
@@ -32,7 +33,7 @@ def test_logits_are_those_of_the_decoder(variant):
     if Rows.serves(model):
         equal_to_the_decoder(model, "false")
     else:
-        assert model.config.n_experts or "mla" in model.config.kinds
+        assert model.config.n_experts or set(model.config.kinds) - {"full", "swa"}
 
 
 def test_compiled_once_for_all_layers():
@@ -41,3 +42,28 @@ def test_compiled_once_for_all_layers():
     equal_to_the_decoder(decoder(n_layers=4, fused_qkv=True), "true")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
+    """They would read the matrices of the old Rows, which are freed."""
+
+    class Recording:
+        def __init__(self, step, inputs, positions, device):
+            if reader.rows.is_compiled and reader.graphs:
+                raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("serving.reader.Graph", Recording)
+    model = decoder()
+    reader = Reader(model, 4, CAPACITY)
+    first = reader.rows = Rows(model, CAPACITY, "true")
+    one = torch.zeros(1, 1, dtype=torch.long)
+    reader.graphs[1, CAPACITY] = reader._graph(1, CAPACITY, one, one)
+    assert reader.rows is first
+    reader._graph(2, CAPACITY, one, one)
+    assert reader.rows is not first and not reader.graphs
+
+
+@pytest.mark.parametrize("compiled", ["true", "tuned"])
+def test_compiling_on_a_cpu_is_refused(compiled):
+    with pytest.raises(BadInput, match=f"--compile {compiled}: a step is compiled on a GPU alone"):
+        Reader(decoder(), 1, CAPACITY, compiled)

@@ -17,17 +17,23 @@ VARIANTS = {
     "sinusoids": {"positions": "sinusoidal", "norm": "layernorm"},
     "fused": {"fused_qkv": True, "bias": True},
     "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 16},
+    "subclass of attention": {"layer_pattern": "model.mine.Gated,full"},
+    "subclass of a norm": {"norm": "model.mine.Centred", "post_norm": True},
+    "subclass of an MLP": {"mlp": "model.mine.Clipped"},
+    "norm of one's own": {"norm": "model.mine.WholeNorm", "post_norm": True},
+    "MLP of one's own": {"mlp": "model.mine.WholeMLP"},
+    "cache of one's own": {"layer_pattern": "model.mine.Remembering"},
 }
 
 
-def equal_to_the_decoder(model):
+def equal_to_the_decoder(model, within=1e-4):
     row = tokens(1, CAPACITY)[0].tolist()
     reader = Reader(model, 2, CAPACITY)
     reader.fill(0, row[:7], 0)
     with torch.no_grad():
         right_TV = model(torch.tensor([row]))[0]
     for place in range(7, CAPACITY):
-        torch.testing.assert_close(reader.step([row[place]], [place])[0], right_TV[place], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(reader.step([row[place]], [place])[0], right_TV[place], atol=within, rtol=within)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -42,4 +48,5 @@ def test_packed_matrices_are_called_as_they_are():
     weights = plain.state_dict()
     packed = quantise(weights, matrices(plain), 8, 64)
     rest = {name: tensor for name, tensor in weights.items() if name not in packed}
-    equal_to_the_decoder(PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest))
+    # inputs are rounded to 14 bits: where two ways differ in the last bit, one may fall on the next step
+    equal_to_the_decoder(PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest), within=2e-3)

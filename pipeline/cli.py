@@ -105,7 +105,7 @@ def run(
     check(root, targets, only)
     smoke = smoke or recipe == "smoke"
     if smoke and settings:
-        raise BadInput("--smoke has its own params (recipes/smoke.yaml); leave out -S")
+        raise BadInput("the recipe smoke is a check with params of its own (recipes/smoke.yaml); leave out -S")
     if smoke and recipe not in (None, "smoke"):
         raise BadInput(f"--smoke is a recipe itself; leave out --recipe {recipe}")
     if smoke:

@@ -52,9 +52,9 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
     revisions = Revision.of(root, one), Revision.of(root, other)
     found = comparison(*revisions)
     if html:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(*revisions, found).html(), encoding="utf-8")
-        click.echo(f"written: {html}", err=True)
+        from pipeline.report import write_for_person
+
+        write_for_person(html, page(*revisions, found).html())
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
     elif not html:

@@ -25,7 +25,7 @@ LOOKUP = click.option(
     default=0,
     show_default=True,
     type=click.IntRange(0, 64),
-    help="Tokens to guess where a text repeats itself: the same text, sooner. 0: none.",
+    help="Tokens to guess where a text repeats itself: the same text, sooner (measured on CPUs). 0: none.",
 )
 
 MOST_SEED = 2**63 - 1  # of torch's generators
@@ -104,11 +104,16 @@ def checked(**values: Any) -> Any:
     try:
         return Sampling(**values)
     except ValueError as error:
-        raise BadInput(f"--{error}") from None
+        name, space, rest = str(error).partition(" ")
+        raise BadInput(f"--{name.replace('_', '-')}{space}{rest}") from None
 
 
 def engine_of(exported: Exported, lookup: int) -> Engine:
-    """An engine for one request at a time."""
+    """An engine for one request at a time.
+
+    Raises:
+        BadInput: guesses of this model would change its text.
+    """
     from serving.engine import Engine
     from serving.reader import Reader
 

@@ -82,19 +82,31 @@ def write_page(root: Path, path: Path, against: str | None) -> None:
     source = root / "data" / "evaluate" / "report.html"
     if not source.exists():
         raise BadInput("data/evaluate/report.html: not there; `dvc repro evaluate` writes it, `dvc pull` fetches it")
-    page = source.read_text(encoding="utf-8")
+    page, speed = source.read_text(encoding="utf-8"), speed_of(root / "data" / "train")
     try:
-        page = with_tab(page, "speed", "Speed", *speed_of(root / "data" / "train"))
+        page = with_tab(page, "speed", "Speed", *speed)
         if against:
             from pipeline.against import tab
 
             page = with_tab(page, "against", "Against", *tab(root, against))
     except ValueError as error:
         raise BadInput(f"data/evaluate/report.html: {error}; `dvc repro evaluate` writes it anew") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_for_person(path, page)
+
+
+def write_for_person(path: Path, page: str) -> None:
+    """Writes what was asked for by name, whole or not at all.
+
+    Raises:
+        BadInput: it cannot be written there.
+    """
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(page, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise BadInput(f"--html {path}: {error.strerror}; name another file") from error
     click.echo(f"written: {path}", err=True)
 
 
@@ -105,7 +117,10 @@ def speed_of(folder: Path) -> tuple[str, dict[str, Any]]:
 
     log, timing = folder / "training.log", folder / "timing.json"
     charts = speed_charts(log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
-    figures = json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else {}
+    try:
+        figures = json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else {}
+    except ValueError as error:
+        raise BadInput(f"data/train/timing.json: {error}; `dvc checkout train` brings it back") from error
     rows = [[name.replace("_", " "), number(value)] for name, value in figures.items() if value is not None]
     words = "<p>Of the machine that trained, at the time; no two trainings agree.</p>"
     return f'{words}<div class="charts">{"".join(map(place, charts))}</div>{table([["", ""], *rows])}', charts

@@ -30,7 +30,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     type=click.Choice(["auto", "true", "false", "tuned"]),
     default="auto",
     show_default=True,
-    help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU.",
+    help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU. A CPU refuses it.",
 )
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="A file of keys, one a line. [default: MILLRACE_API_KEYS]"

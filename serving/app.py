@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HttpRequest, problem: RequestValidationError) -> JSONResponse:
         first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        place = place_of(first)
         said = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             said = unknown_key(str(first["loc"][-1]), first["loc"], http.url.path)
@@ -119,6 +120,14 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(_: HttpRequest, problem: HTTPException) -> JSONResponse:
         return JSONResponse(error(problem.status_code, str(problem.detail)), problem.status_code, problem.headers)
+
+
+def place_of(problem: Mapping[str, Any]) -> str | None:
+    """The key of the body that is wrong; pydantic's place goes on with the branch of the schema that it tried."""
+    if problem["type"] == "json_invalid":
+        return None
+    place = [str(part) for part in problem["loc"][1:]]
+    return ".".join(itertools.takewhile(lambda part: "[" not in part and "(" not in part, place)) or None
 
 
 class Service:

@@ -10,7 +10,7 @@ whose prompt has been read. So a long prompt delays running ones by a chunk at m
 A request is admitted when a row of the caches is free; until then it waits in line. Its prompt is cut at multiples
 of `chunk` whoever else runs, and it draws from a generator of its own. So its text depends on nobody, but for
 rounding: a product of eight rows may differ from that of one in the last bit, which shows where two tokens are
-equally probable to six digits.
+equally probable to six digits; in 8 and 4 bits, where several rows are multiplied otherwise than one, to three.
 
 With `lookup`, the only one that runs is read several tokens ahead where its text repeats itself (lookup.py), which
 changes when its tokens come, and not which.
@@ -32,6 +32,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from model.quantised import PackedDecoder
 from model.sampling import Counts, Sampling, draw, penalised
 from serving.lookup import Lookup
 from serving.reader import Reader
@@ -82,11 +83,16 @@ class Engine:
         guessed, right: how many were guessed so far, and how many of those were right.
 
     Raises:
-        BadInput: guesses are wanted, and a cache cannot take them back.
+        BadInput: guesses are wanted, and a cache cannot take them back, or they would change the text.
     """
 
     def __init__(self, reader: Reader, tokenizer: Tokenizer, chunk: int = 256, lookup: int = 0):
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
+        if lookup and isinstance(reader.model, PackedDecoder):
+            raise BadInput(
+                f"--lookup {lookup}: matrices in 8 or 4 bits multiply several rows otherwise than one (docs/export.md), "
+                "so guesses would change the text; leave it out, or open the folder hf"
+            )
         if lookup and not reader.takes_back:
             raise BadInput(
                 f"--lookup {lookup}: model.layer_pattern {reader.model.config.layer_pattern} has a cache of one's own, "

@@ -251,7 +251,10 @@ def folder_of(place: str | Path) -> Path:
     for found in (folder, folder / "hf"):
         if (found / "config.json").is_file():
             return found
-    raise BadInput(f"{place}: no config.json there or in its hf/; name an export, or run `dvc repro export`")
+    raise BadInput(
+        f"{place}: no config.json there or in its hf/; name an export (hf, int8, int8_dynamic or int4; onnx is for "
+        "onnxruntime and gguf for llama.cpp), or run `dvc repro export`"
+    )
 
 
 def refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:

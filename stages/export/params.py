@@ -20,7 +20,7 @@ class ExportParams(Section):
     check_tokens: int = Field(default=32, ge=1)
     max_difference: float = Field(default=1e-4, gt=0)
     int4_group_size: Literal[32, 64, 128] = 64
-    gguf_types: list[GgufType] = Field(default=["f16", "q8_0"], min_length=1)
+    gguf_types: list[GgufType] = Field(default=["f16", "q8_0"])
     perplexity_rows: int = Field(default=256, ge=1)
     max_int8_perplexity_ratio: float = Field(default=1.005, ge=1)
     max_int4_perplexity_ratio: float = Field(default=1.03, ge=1)
@@ -30,6 +30,13 @@ class ExportParams(Section):
     def _hf_is_the_first(cls, formats: list[Format]) -> list[Format]:
         if "hf" not in formats:
             raise ValueError("lacks hf, which the others are checked against; add it")
-        if len(set(formats)) != len(formats):
-            raise ValueError("names a format twice")
         return formats
+
+    @field_validator("formats", "gguf_types")
+    @classmethod
+    def _once_each(cls, names: list[str]) -> list[str]:
+        if len(set(names)) != len(names):
+            raise ValueError("names one twice")
+        if not names:
+            raise ValueError("is empty; name at least one")
+        return names

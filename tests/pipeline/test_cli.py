@@ -67,7 +67,10 @@ def test_help_is_light_and_shows_what_to_type() -> None:
     [
         (["run", "trian"], "trian: no stage of dvc.yaml; did you mean train?\n"),
         (["run", "--only"], "--only needs the name of a stage: millrace run train --only\n"),
-        (["run", "--smoke", "-S", "train.seed=1"], "--smoke has its own params (recipes/smoke.yaml); leave out -S\n"),
+        (
+            ["run", "--smoke", "-S", "train.seed=1"],
+            "the recipe smoke is a check with params of its own (recipes/smoke.yaml); leave out -S\n",
+        ),
         (["run", "-S", "train.seed"], "-S train.seed: must read section.key=value, such as -S train.max_steps=20\n"),
         (["params", "trian"], "trian: no section of params.yaml; there are download, split,"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.quantised import PackedDecoder, matrices, quantise
 from model.sampling import Sampling
 from serving.engine import Engine
 from serving.lookup import Lookup
@@ -42,6 +43,16 @@ def test_the_text_is_the_same_in_every_kind_of_cache(kind, exported):
     for request in requests:
         assert run(guessing, [request]) == run(plain, [request])
     assert 0 < guessing.right < guessing.guessed, "or nothing was taken, or nothing taken back"
+
+
+def test_matrices_in_few_bits_are_refused_since_guesses_would_change_the_text(exported):
+    plain = decoder(**KINDS["plain"])
+    weights, names = plain.state_dict(), matrices(plain)
+    packed = quantise(weights, names, 8, 32)
+    rest = {name: tensor for name, tensor in weights.items() if name not in packed}
+    reader = Reader(PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest), 1, CAPACITY)
+    with pytest.raises(BadInput, match="--lookup 4: .*open the folder hf"):
+        Engine(reader, exported.tokenizer, lookup=4)
 
 
 @pytest.mark.parametrize("kind", ["plain", "windows", "hybrid"])

@@ -90,7 +90,7 @@ class Engine:
         self.reader, self.tokenizer, self.chunk = reader, tokenizer, chunk
         if lookup and isinstance(reader.model, PackedDecoder):
             raise BadInput(
-                f"--lookup {lookup}: in 8 or 4 bits several rows are multiplied otherwise than one (docs/export.md), so "
+                f"--lookup {lookup}: in 8 or 4 bits several rows are multiplied otherwise than one (docs/export.md): "
                 "guesses would change the text; leave it out, or open the folder hf"
             )
         if lookup and not reader.takes_back:

@@ -111,7 +111,7 @@ class Ours:
         tokens = self.run.ranks.world * sum(batch.labels.numel() for batch in batches)
         of_step = StepBatches(list(batches), tokens)
         ready: Any = types.SimpleNamespace(next=lambda: of_step)
-        return launch_step(self.run, ready, number).figures[0]
+        return launch_step(self.run, [], ready, number).figures[0]
 
 
 class Peer:

@@ -73,7 +73,7 @@ class Trainer:
             for step in range(params.max_steps):
                 if time.time() > deadline:
                     return None
-                figures.append(launch_step(self.run, batches, step).figures)
+                figures.append(launch_step(self.run, [], batches, step).figures)
         finally:
             batches.close()
         losses, norms = torch.stack(figures).T.tolist()

@@ -89,9 +89,9 @@ def write_metrics_of_other_stages(data: Path) -> None:
     (data / "pack/documents").mkdir()
     for split, texts in (("train", TRAIN), ("validation", TEST[:2]), ("test", TEST)):
         sources = ["code" if "def " in text else "prose" for text in texts]
-        pq.write_table(
-            pa.table({"source": sources, "copies": [1] * len(texts)}), data / f"pack/documents/{split}.parquet"
-        )
+        n_bytes = [len(text.encode()) for text in texts]
+        taken = pa.table({"source": sources, "bytes": n_bytes, "copies": [1] * len(texts)})
+        pq.write_table(taken, data / f"pack/documents/{split}.parquet")
     clean = {"documents_out": 45, "bytes_out": 900, "dropped.min_words": 3, "dropped.languages": 0}
     for name, value in {
         "download/manifest.json": {"documents": 50, "bytes": 1000},

@@ -153,7 +153,7 @@ class Door:
         elif self.name == "deployment":
             self.cancel()
         else:
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which reaches the stage as well
         time.sleep(5)
         left = len(self.left()) - (process.poll() is None)  # `--watch` looks on until the state is told
         process.kill()

@@ -26,6 +26,7 @@ class Execution(Section):
     sharding: Literal["none", "full"] = "none"
     compile: bool | Literal["auto"] = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
+    fused_kernels: bool | Literal["auto"] = "auto"
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_[1-9][0-9]*)$")] = "none"
     loss_chunk_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"

@@ -57,6 +57,8 @@ def _on_cpu(train: TrainParams, execution: Execution) -> Iterator[Infeasible]:
         yield Infeasible(["train", "precision"], "fp8 needs a GPU, but execution.device is cpu; set it to bf16")
     if execution.cuda_graphs is True:
         yield Infeasible(["execution", "cuda_graphs"], "true, but execution.device is cpu; set it to auto")
+    if execution.fused_kernels is True:
+        yield Infeasible(["execution", "fused_kernels"], "true, but execution.device is cpu; set it to auto")
     if execution.attention_backend not in ("auto", "sdpa"):
         name = execution.attention_backend
         yield Infeasible(

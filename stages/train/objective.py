@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.decoder import Decoder
 from stages.tokens import IGNORED_LABEL
 from stages.train.cross_entropy import LossTerms, chunked_cross_entropy
+from stages.train.scaled_cross_entropy import scaled_cross_entropy, suits
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
@@ -22,12 +23,17 @@ class CausalObjective(nn.Module):
 
     Args:
         chunk_tokens: logits of so many tokens are held at once (stages/train/cross_entropy.py); 0 = of all.
+        fused: where this loss allows it, by kernels that write no logits (stages/train/scaled_cross_entropy.py).
     """
 
-    def __init__(self, model: Decoder, z_loss: float = 0.0, label_smoothing: float = 0.0, chunk_tokens: int = 0):
+    def __init__(
+        self, model: Decoder, z_loss: float = 0.0, label_smoothing: float = 0.0, chunk_tokens: int = 0,
+        fused: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.model, self.chunk_tokens = model, chunk_tokens
         self.terms = LossTerms(model.vocab_size, model.config.logit_softcap, z_loss, label_smoothing)
+        self.fused = fused and suits(model, self.terms, chunk_tokens)
 
     def forward(
         self, inputs_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor,
@@ -45,6 +51,9 @@ class CausalObjective(nn.Module):
         if self.chunk_tokens:
             head = self.model.embedding if self.model.head is None else self.model.head
             hidden_NC, labels_N = hidden_BTC.flatten(0, 1), labels_BT.flatten()
+            if self.fused and torch.is_grad_enabled():
+                nats = scaled_cross_entropy(hidden_NC, head.weight, labels_N, self.chunk_tokens)
+                return nats, nats.detach()
             return chunked_cross_entropy(hidden_NC, head.weight, labels_N, self.terms, self.chunk_tokens)
         return self.of_logits(hidden_BTC, labels_BT)
 

@@ -2,12 +2,13 @@
 but the 8-bit products, which are asked for by `train.precision`.
 
     1. float8        linear layers of blocks multiply in 8 bits        float8.py
-    2. activations   blocks keep less for their backward pass          activations.py
-    3. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
-    4. compile       each block, the last norm, the head               objective.py
-    5. parts         FSDP2, where it is asked for                      sharding.py
-    6. micro-step    forward and backward, kernel by kernel or as one CUDA graph    micro_step.py
-    7. exchange      gradients of several ranks become one             exchange.py
+    2. fused         products and what follows them in one kernel      fused.py, fused_mlp.py, scaled_cross_entropy.py
+    3. activations   blocks keep less for their backward pass          activations.py
+    4. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
+    5. compile       each block, the last norm, the head               objective.py
+    6. parts         FSDP2, where it is asked for                      sharding.py
+    7. micro-step    forward and backward, kernel by kernel or as one CUDA graph    micro_step.py
+    8. exchange      gradients of several ranks become one             exchange.py
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from stages.train import feasible
 from stages.train.activations import checkpoint_activations
 from stages.train.exchange import Exchange, InParts, Summed, begin_alike
 from stages.train.float8 import check_device, convert_to_float8
+from stages.train.fused import wants_fused
+from stages.train.fused_mlp import fuse_mlps
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
 from stages.train.own import own_objective
@@ -42,7 +45,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     """The objective over the model: inputs, labels, segments and positions in, sums of losses out.
 
     Raises:
-        BadInput: the device cannot do `train.precision`.
+        BadInput: the device cannot do `train.precision`, or has no kernels that are asked for.
     """
     sharded = is_sharded(execution, ranks)
     if params.precision == "fp8":
@@ -51,13 +54,16 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         if ranks.first:
             say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
     compiled = wants_compile(execution, ranks)
+    fused = wants_fused(model, params, execution, ranks, compiled)
+    if fused:
+        fuse_mlps(model)
     checkpoint_activations(model, execution.activation_checkpointing, compiled)
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
     objective: nn.Module
     if params.objective in OBJECTIVES:
-        objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk)
+        objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk, fused)
     else:
         objective = own_objective(params.objective, model, params)
     if compiled:

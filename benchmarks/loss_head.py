@@ -1,7 +1,8 @@
-"""From hidden states to the loss and its gradients, three ways: `python -m benchmarks.training --head`.
+"""From hidden states to the loss and its gradients, four ways: `python -m benchmarks.training --head`.
 
     all logits   one product and torch's cross-entropy, compiled together: fastest, and the memory of all logits
     chunks       ours (stages/train/cross_entropy.py): so many tokens at a time
+    no logits    ours by fused kernels (stages/train/scaled_cross_entropy.py), where quack-kernels is installed
     liger        Liger's fused linear cross-entropy, where it is installed
 
 Width 1,536, 16,384 tokens, vocabulary 50,304, bf16 by autocast over an fp32 head. Ways are timed in turn and the
@@ -11,6 +12,7 @@ those of fp32: the largest difference by the largest gradient.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import statistics
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 
 from stages.train.cross_entropy import LossTerms, chunked_cross_entropy
 from stages.train.objective import autocast
+from stages.train.scaled_cross_entropy import scaled_cross_entropy
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, head, labels -> the sum of nats
 GROUPS, PASSES = 9, 5
@@ -41,6 +44,9 @@ def ways(device: str, toy: bool, vocabulary: int) -> dict[str, Way]:
     found: dict[str, Way] = {"all logits, compiled": torch.compile(all_logits, dynamic=False)}
     for size in (16, 32) if toy else (1024, 2048, 4096, 8192):
         found[f"ours, chunks of {size}"] = in_chunks(size, vocabulary)
+    if device == "cuda" and importlib.util.find_spec("quack"):
+        for size in (1024, 2048, 4096, 8192):
+            found[f"ours, no logits, {size}"] = functools.partial(scaled_cross_entropy, chunk_tokens=size)
     if device == "cuda" and importlib.util.find_spec("liger_kernel"):
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
 

@@ -42,8 +42,8 @@ SOURCES: dict[str, tuple[float, str]] = {
     "tokenizer: CPU s a GB": (44.3, "benchmarks/records/2026-11-22-data.json: memory, 1 GB"),
     "pack: CPU s a GB": (112.9, "benchmarks/records/2026-11-22-data.json: memory, 1 GB"),
     "GPU: FLOP/s of bf16": (989e12, "data sheet of H100 and H200 (stages/train/peaks.py)"),
-    "GPU: MFU in bf16": (0.48, "benchmarks/records/2026-11-22-training-h200.txt: 124m to base, lot 2"),
-    "GPU: MFU in fp8": (0.58, "benchmarks/records/2026-11-22-training-h200.txt: base, of the bf16 peak"),
+    "GPU: MFU in bf16": (0.48, "benchmarks/records/2026-11-23-training-h200.txt: 124m to base, lot 3"),
+    "GPU: MFU in fp8": (0.58, "benchmarks/records/2026-11-23-training-h200.txt: medium and base, of the bf16 peak"),
     "GPU: kept of each at n > 1": (
         0.93,
         "benchmarks/records/2026-11-22-scaling-h200.txt: four of one host, medium bf16: 701.2K of 4 x 188.2K tokens/s",

@@ -33,7 +33,6 @@ import torch
 from benchmarks.killed_rank import kill_a_rank
 from benchmarks.sides import Ours, Setting
 from benchmarks.training import DISTINCT, NOMINAL, SHAPES, Shape, source
-from model.config import ModelConfig
 from model.size import flops_per_token
 from stages.execution import Execution
 from stages.train.batches import MicroBatch
@@ -72,7 +71,7 @@ class Row:
     def __init__(self, name: str, precision: str, way: str, options: argparse.Namespace, ranks: Ranks):
         self.name, self.precision, self.way, self.ranks = name, precision, way, ranks
         self.shape = shape_of(name, options.tokens, options.rows)
-        self.config = ModelConfig(preset=self.shape.preset, residual_init="scaled")
+        self.config = self.shape.config()
         params = TrainParams(
             optimizer="adamw", lr=1e-3, schedule="constant", warmup_steps=5, max_steps=10**6,
             batch_tokens=options.tokens, precision=precision, grad_clip=1.0,

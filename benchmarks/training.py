@@ -57,12 +57,19 @@ class Shape:
     tokens: int  # of a step
     rows: int  # of a micro-batch, if not said
     qk_norm: bool = False
+    layers: int = 0  # instead of the preset's
+
+    def config(self, mlp: str = "swiglu") -> ModelConfig:
+        return ModelConfig(
+            preset=self.preset, n_layers=self.layers, mlp=mlp, qk_norm=self.qk_norm, residual_init="scaled"
+        )
 
 
 SHAPES = {
     "124m": Shape("gpt2-124m", 50304, 1024, 131072, 32),
     "medium": Shape("d24", 50304, 2048, 65536, 8),
     "base": Shape("base", 50304, 2048, 32768, 4),
+    "1b": Shape("large", 50304, 2048, 32768, 4, layers=18),
     "default": Shape("tiny", 4096, 256, 4096, 4, qk_norm=True),  # of params.yaml
     "toy": Shape("tiny", 512, 64, 512, 4),
 }
@@ -124,9 +131,7 @@ class Measurement:
 
     def __init__(self, row: Row, options: argparse.Namespace, device: str):
         self.row, self.device, self.shape = row, device, SHAPES[row.shape]
-        self.config = ModelConfig(
-            preset=self.shape.preset, mlp=row.mlp, qk_norm=self.shape.qk_norm, residual_init="scaled"
-        )
+        self.config = self.shape.config(row.mlp)
         params = TrainParams(
             optimizer=row.optimizer, lr=1e-3, schedule="constant", warmup_steps=5, max_steps=10**6,
             batch_tokens=self.shape.tokens, precision=row.precision, grad_clip=1.0, weight_decay=0.1,

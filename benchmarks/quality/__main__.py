@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality data OUT --texts FILE..      rows of tokens for all runs, by the real stages
     python -m benchmarks.quality run OUT RUNS.jsonl           all trainings: one GPU or several, two processes each
+    python -m benchmarks.quality run OUT RUNS.jsonl --only adamw:weight_decay=1    the family's best, with this change
     python -m benchmarks.quality report RUNS.jsonl            tables
     python -m benchmarks.quality toy                          all of it on a CPU, in two minutes
 
@@ -48,6 +49,13 @@ def parse() -> argparse.Namespace:
     run.add_argument("--deadline", type=float, default=3600.0, help="stop after so many seconds")
     run.add_argument("--per-gpu", type=int, default=2, help="processes on each GPU")
     run.add_argument("--rate", type=float, default=4e5, help="tokens/s of a process, for the first estimate of time")
+    run.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="FAMILY:KEY=VALUE,..",
+        help="further points: a family's best with changes",
+    )
     report = commands.add_parser("report", help="print the tables")
     report.add_argument("runs", type=Path)
     commands.add_parser("toy", help="data, run and report in small")
@@ -59,7 +67,7 @@ def main() -> None:
     if options.command == "data":
         write_data(options.out, options.texts, FULL)
     elif options.command == "run":
-        run_plan(options.data, options.runs, FULL, options.deadline, options.per_gpu, options.rate)
+        run_plan(options.data, options.runs, FULL, options.deadline, options.per_gpu, options.rate, options.only)
     elif options.command == "report":
         print_report(options.runs)
     else:

@@ -200,6 +200,23 @@ def finals(records: Sequence[Record]) -> list[Point]:
     return points + [Point(candidate, best, seed, budget) for budget in BUDGETS for seed in SEEDS]
 
 
+def further(records: Sequence[Record], text: str) -> Point:
+    """A point beside the plan: FAMILY:KEY=VALUE,.. is the best point of the family's grid with these changes.
+
+    Raises:
+        ValueError: there is no such family, no such knob, or the value is no number.
+    """
+    family, _, knobs = text.partition(":")
+    known = {*TrainParams.model_fields, "warmup"}
+    changes: Changes = {}
+    for knob in knobs.split(","):
+        key, _, value = knob.partition("=")
+        if family not in RATE or key not in known:
+            raise ValueError(f"{text}: not FAMILY:KEY=NUMBER,.. such as adamw:lr=0.01,weight_decay=0.4")
+        changes[key] = float(value)
+    return Point(family, {**best_of_grid(records, family)["changes"], **changes})
+
+
 PHASES = ("grid", "vary", "combine", "final")
 
 

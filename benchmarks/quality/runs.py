@@ -19,11 +19,12 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.plan import BUDGETS, PHASES, SEEDS, Point, Record, Size, finals, point_of, points_of
+from benchmarks.quality.plan import BUDGETS, PHASES, SEEDS, Point, Record, Size, finals, further, point_of, points_of
 
 SPARE = 15.0  # seconds of the deadline that no run is begun in
 TUNING_RUNS = 3 * 12 + 2 * (12 + 4)
@@ -154,7 +155,8 @@ class Plan:
             "first the compiling"
         )
 
-    def train_all(self) -> None:
+    def train_all(self, only: Sequence[str] = ()) -> None:
+        """All phases in turn; or, of `only`, further points alone."""
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each process
         context = multiprocessing.get_context("spawn")
         devices = context.Queue()
@@ -162,16 +164,20 @@ class Plan:
             devices.put(device)
         arguments = (self.data, self.size, devices)
         with concurrent.futures.ProcessPoolExecutor(len(self.devices), context, begin_process, arguments) as pool:
+            if only:
+                self.train_phase("further", [further(self.records, text) for text in only], pool, 0.0)
+                return
             for phase in PHASES:
-                self.train_phase(phase, pool)
+                reserve = 0.0 if phase == "final" else self.expected(FINAL_BUDGETS)
+                self.train_phase(phase, points_of(phase, self.records), pool, reserve)
 
-    def train_phase(self, phase: str, pool: concurrent.futures.Executor) -> None:
-        """The points that are missing, as long as there is time: for the finals too, before they have come."""
+    def train_phase(
+        self, phase: str, points: Sequence[Point], pool: concurrent.futures.Executor, reserve: float
+    ) -> None:
+        """The points that are missing, as long as there is time: `reserve` seconds are for what comes after."""
         done = {point_of(record).name for record in self.records}
-        points = {point.name: point for point in points_of(phase, self.records)}
-        waiting = [point for name, point in points.items() if name not in done]
+        waiting = list({point.name: point for point in points if point.name not in done}.values())
         self.say(f"{phase}: {len(waiting)} of {len(points)} runs to train")
-        reserve = 0.0 if phase == "final" else self.expected(FINAL_BUDGETS)
         running: dict[concurrent.futures.Future[Record | None], Point] = {}
         while waiting or running:
             while waiting and len(running) < len(self.devices):
@@ -218,9 +224,11 @@ class Plan:
         print(f"[{time.time() - self.started:6.1f} s] {message}", flush=True)
 
 
-def run_plan(data: Path, runs: Path, size: Size, seconds: float, per_gpu: int, rate: float) -> None:
+def run_plan(
+    data: Path, runs: Path, size: Size, seconds: float, per_gpu: int, rate: float, only: Sequence[str] = ()
+) -> None:
     plan = Plan(data, runs, size, seconds, per_gpu, rate)
-    plan.train_all()
+    plan.train_all(only)
     missing = len({point.name for point in finals(plan.records)} - {point_of(record).name for record in plan.records})
     plan.say(f"{runs}: {len(plan.records)} runs" + (f"; {missing} finals are missing" if missing else ""))
 

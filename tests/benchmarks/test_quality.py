@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from benchmarks.quality.plan import BASELINE, CANDIDATES, FULL, TOY, Point, candidate_of, finals, points_of
+from benchmarks.quality.plan import BASELINE, CANDIDATES, FULL, TOY, Point, candidate_of, finals, further, points_of
 from benchmarks.quality.report import crossing
 from benchmarks.quality.runs import Trainer
 from tests.stages.conftest import CONTEXT, markov_documents, write_split
@@ -64,6 +64,20 @@ def test_finals_are_the_best_points_with_three_seeds(records):
     }
     assert {point.changes["muon_momentum"] for point in of_muon} == {0.9}
     assert [point.seed for point in finals(records) if point.family == BASELINE] == [0, 1, 2]
+
+
+def test_a_further_point_is_the_best_of_its_grid_with_changes(records):
+    best = {"schedule": "cosine", "warmup": 0.05, "lr": 0.01, "weight_decay": 0.1}
+    assert further(records, "adamw:weight_decay=1,warmup=0.1") == Point(
+        "adamw", {**best, "weight_decay": 1.0, "warmup": 0.1}
+    )
+    assert further(records, "adamw:weight_decay=0.4").name in {point.name for point in points_of("grid", [])}
+
+
+@pytest.mark.parametrize("text", ["adam:lr=1", "adamw:rate=1", "adamw", "adamw:lr=high"])
+def test_a_further_point_that_is_none_is_refused(records, text):
+    with pytest.raises(ValueError):
+        further(records, text)
 
 
 def test_every_point_is_of_the_same_tokens_and_its_schedule_ends_with_its_budget(records):

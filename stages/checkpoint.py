@@ -9,7 +9,8 @@
     loss.csv, probes.csv   the lines up to this step, for a run that begins here; probes only if there are any
     manifest.json          size and sha256 of every other file, written last
 
-Equal training gives equal bytes: no file holds a time, a host or a path.
+In the scratch folder, tensors of a model that lies in parts do so too, as model-00001-of-00002.safetensors and the
+like (stages/train/parts.py). Equal training gives equal bytes: no file holds a time, a host or a path.
 """
 
 from __future__ import annotations
@@ -54,32 +55,54 @@ def save_checkpoint(
         origin: the content of run.json.
         tables: the content of loss.csv and its like, by name.
     """
-    from safetensors.torch import save_file
-
     beside = partial_of(folder)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     for name, tensors in {"model": model, "optimizer": optimizer, **(extra or {})}.items():
-        path = beside / f"{name}.safetensors"
-        with refused_by_system(path):
-            save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
-            readable(path)
+        write_tensors(beside / f"{name}.safetensors", tensors)
+    write_tables(beside, config, state, origin, tables)
+    seal(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A file of safetensors. Raises OSError, as any file does."""
+    from safetensors.torch import save_file
+
+    with refused_by_system(path):
+        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, path)
+        readable(path)
+
+
+def write_tables(
+    beside: Path,
+    config: dict[str, Any],
+    state: dict[str, Any],
+    origin: dict[str, Any] | None = None,
+    tables: Mapping[str, bytes] | None = None,
+) -> None:
+    """What is no tensor (`save_checkpoint`)."""
     write_json(beside / "config.json", config)
     write_json(beside / "state.json", state)
     write_json(beside / "run.json", origin or {})
     for name, content in {"loss.csv": b"", **(tables or {})}.items():
         (beside / name).write_bytes(content)
-    seal(folder)
 
 
-def seal(folder: Path) -> None:
-    """Gives what lies in the folder beside its manifest and, once all of it is on the disk, its name."""
-    beside = partial_of(folder)
-    files = sorted(path for path in beside.iterdir())
-    write_json(
-        beside / MANIFEST,
-        {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files},
-    )
+def described(path: Path) -> dict[str, Any]:
+    """What a manifest says about a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def seal(folder: Path, others: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Gives what lies in the folder beside its manifest and, once all of it is on the disk, its name.
+
+    Args:
+        others: files that are on the disk already, with what the manifest says about them.
+    """
+    beside, others = partial_of(folder), others or {}
+    files = sorted(path for path in beside.iterdir() if path.name not in others)
+    manifest = {**others, **{path.name: described(path) for path in files}}
+    write_json(beside / MANIFEST, dict(sorted(manifest.items())))
     for path in (*files, beside / MANIFEST):
         sync(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,13 +165,13 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def problem_of(folder: Path) -> str | None:
-    """Why the checkpoint is not whole, or None."""
+def problem_of(folder: Path, number: int = 0, of: int = 1) -> str | None:
+    """Why the checkpoint is not whole, or None; by every `of`-th of its files, from `number` on."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"{folder / MANIFEST}: {error}"
-    for name, entry in manifest.items():
+    for name, entry in list(manifest.items())[number::of]:
         path = folder / name
         if not path.exists():
             return f"{path}: missing"

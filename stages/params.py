@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -173,8 +174,15 @@ def _explain(errors: ValidationError, schema: type, values: Any) -> tuple[list[s
     if first["type"] in ("value_error", "assertion_error"):
         return keys, str(first["ctx"]["error"])
     branches = [first, *(other for other in others if other["loc"][:depth] == first["loc"][:depth])]
-    problems = [error["msg"].removeprefix("Input should be ") for error in branches]
-    return keys, f"input should be {' or '.join(dict.fromkeys(problems))}, not {first['input']!r}"
+    problems = [_should(error["msg"]) for error in branches]
+    return keys, f"input should {' or '.join(dict.fromkeys(problems)).replace(' or be ', ' or ')}, not {first['input']!r}"
+
+
+def _should(message: str) -> str:
+    """What pydantic says that an input should do: "List should have at least 1 item after validation, not 0" gives
+    "have at least 1 item"."""
+    _, found, what = message.partition(" should ")
+    return re.sub(r" after validation, not .*", "", what) if found else message
 
 
 def _blamed(problem: str, known: list[str]) -> tuple[list[str], str]:

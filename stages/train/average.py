@@ -17,11 +17,12 @@ model, and `raw.safetensors` beside it holds the weights that training goes on f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from stages.train.parts import Stored
 from stages.train.sharding import local, part
 
 
@@ -78,7 +79,7 @@ class WeightAverage:
         return dict(self.beside)
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Stored]) -> None:
         """Restores what `tensors` gave, after the model got its weights from the same checkpoint: the averages."""
         self.begin()
         for name, tensor in tensors.items():

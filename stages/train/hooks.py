@@ -82,11 +82,15 @@ class Checkpoint(Hook):
     The training waits for copies alone; what the disk refuses is raised at the next step (saving.py).
     """
 
-    saver: Saver | None = None  # of the first rank
+    saver: Saver | None = None  # of the first rank; of a model in parts, of every rank
 
     def start(self, run: TrainingRun) -> None:
         if run.ranks.first:
+            run.checkpoints.remove_halves()
+        if run.ranks.first or run.sharded:
             self.saver = Saver()
+        if run.sharded:
+            run.ranks.barrier()  # nobody writes into what the first rank removes
         if run.state.step == 0:
             self.save(run)
 
@@ -105,9 +109,12 @@ class Checkpoint(Hook):
             run.ranks.barrier()
 
     def save(self, run: TrainingRun) -> None:
-        if self.saver is not None or run.sharded:
+        if self.saver is not None:
+            rank, world = (run.ranks.rank, run.ranks.world) if run.sharded else (0, 1)
             with run.published_weights():
-                run.checkpoints.save(self.saver, run.state, run.model, run.optimizers, run.config, run.components)
+                run.checkpoints.save(
+                    self.saver, run.state, run.model, run.optimizers, run.config, run.components, rank, world
+                )
 
     def close(self, run: TrainingRun) -> None:
         if self.saver is not None:

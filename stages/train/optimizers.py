@@ -14,6 +14,7 @@ Of parameters that lie in parts (sharding.py) each rank moves its own rows, whic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from stages.train.lion import Lion
 from stages.train.low_bit import LowBit
 from stages.train.muon import Muon
 from stages.train.params import TrainParams
+from stages.train.parts import Stored
 from stages.train.sharding import as_part, local, part
 
 # States of all parameters together at most, bytes a parameter.
@@ -95,13 +97,12 @@ class Optimizers:
             for key, value in state.items()
         }
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restores what `tensors` gave, from whole tensors."""
+    def load(self, tensors: Mapping[str, Stored]) -> None:
+        """Restores what `tensors` gave."""
         for full_name, value in tensors.items():
             kind, key, name = full_name.split(".", 2)
             parameter = self.local_of[name]
-            mine = part(value, self.parameters[name]) if value.ndim else value
-            self.kinds[kind].state[parameter][key] = mine.to(parameter.device)
+            self.kinds[kind].state[parameter][key] = part(value, self.parameters[name]).to(parameter.device)
 
     def _in_parts(self, value: Tensor, name: str) -> Tensor:
         return as_part(value, self.parameters[name]) if value.ndim else value  # a count of steps has no rows

@@ -125,7 +125,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     origin = origin_of(job)
     identity = {"run": run_key(origin), "lineage": [], "seed": params.seed, "rows_per_step": rows_per_step}
     checkpoints = Checkpoints(folder, identity, origin, job.execution.keep_checkpoints)
-    newest = checkpoints.newest()
+    newest = checkpoints.newest(ranks)
     model = new_model(model_config, params, train_rows, job, ranks, resumes=newest is not None)
     if ranks.first:
         parameters = sum(parameter.numel() for parameter in model.parameters())

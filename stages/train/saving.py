@@ -5,7 +5,7 @@
 
 The copies lie in memory of the processor that the next save uses again, so saving costs once the bytes of a
 checkpoint. From a GPU they go to pinned memory in the order of its other work: the processor does not wait, and
-what comes after may change the tensors at once. What lies in parts (sharding.py) comes together one tensor at a time.
+what comes after may change the tensors at once. Of what lies in parts (sharding.py) every rank saves its own.
 
 A save waits for the one before. What the thread could not write (a full disk) is raised at the next step, and
 the checkpoints that were there are whole as before.
@@ -13,21 +13,27 @@ the checkpoints that were there are whole as before.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from stages.train.sharding import whole
+from stages.train.sharding import local
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 
 
 class Saver:
-    """One thread that writes, and the memory that it writes from."""
+    """One thread that writes, and the memory that it writes from.
+
+    Attributes:
+        closing: set when the training ends, after which the thread waits for nobody.
+    """
 
     def __init__(self) -> None:
+        self.closing = threading.Event()
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
         self._memory: Tensors = {}
@@ -60,6 +66,7 @@ class Saver:
             pending.result()
 
     def close(self) -> None:
+        self.closing.set()
         try:
             self.wait()
         finally:
@@ -72,7 +79,7 @@ class Saver:
         for file, named in tensors.items():
             self._memory[file] = {}
             for name, value in named.items():
-                tensor = whole(value)
+                tensor = local(value.detach())
                 copy = old.get(file, {}).get(name)
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)

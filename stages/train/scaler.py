@@ -6,8 +6,12 @@ doubled (Micikevicius et al., 2018). All of it happens on the device; nobody wai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from stages.train.parts import Stored
 
 FIRST = 65536.0
 GROWTH_STEPS = 2000
@@ -34,6 +38,6 @@ class LossScaler:
     def tensors(self) -> dict[str, Tensor]:
         return {"factor": self.factor, "good_steps": self.good_steps}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self.factor.copy_(tensors["factor"])
-        self.good_steps.copy_(tensors["good_steps"])
+    def load(self, tensors: Mapping[str, Stored]) -> None:
+        self.factor.copy_(tensors["factor"].whole())
+        self.good_steps.copy_(tensors["good_steps"].whole())

@@ -10,18 +10,18 @@ beside one or two whole blocks (ZeRO stage 3, Rajbhandari et al., 2020).
               fp32, once a micro-batch
     reduced   gradients, in fp32, behind the last micro-batch of a step
 
-Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank (`local`), and checkpoints see wholes
-(`whole`, `part`), so that neither knows how many ranks there are.
+Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank (`local`); a checkpoint is written in
+parts too and read by any number of ranks (`part`, parts.py).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -36,6 +36,7 @@ from stages.errors import BadInput
 from stages.execution import Execution
 from stages.train.feasible import not_in_parts
 from stages.train.params import TrainParams
+from stages.train.parts import Stored
 from stages.train.ranks import Ranks
 
 GATHERED = {
@@ -82,12 +83,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
-def part(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor the rows that this rank holds of `like`."""
-    if not isinstance(like, DTensor):
-        return whole
+def part(saved: Stored, like: Tensor) -> Tensor:
+    """Of a tensor in a checkpoint the rows that this rank holds of `like`; no others are read."""
+    if not isinstance(like, DTensor) or not saved.ndim:
+        return saved.whole()
     rows = rows_of_a_rank(like)
-    return whole[rows * like.device_mesh.get_local_rank() :][:rows]
+    first = rows * like.device_mesh.get_local_rank()
+    return saved[first : first + rows]
 
 
 def as_part(rows: Tensor, like: Tensor) -> Tensor:
@@ -99,20 +101,9 @@ def as_part(rows: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All rows of a tensor, on the first rank; the others give theirs and get nothing of use. All ranks must call it
-    for the same tensors in the same order. One tensor at a time is held whole."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach()
-    group, mine = tensor.device_mesh.get_group(), local(tensor)
-    padded = mine.new_zeros(rows_of_a_rank(tensor), *tensor.shape[1:])
-    padded[: len(mine)] = mine
-    if tensor.device_mesh.get_local_rank():
-        distributed.gather(padded, group=group, dst=0)
-        return mine
-    parts = padded.new_empty(tensor.device_mesh.size(), *padded.shape)
-    distributed.gather(padded, list(parts), group=group, dst=0)
-    return parts.flatten(0, 1)[: len(tensor)]
+def in_parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of which this rank holds rows. What does not lie in parts is the same on all ranks."""
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor) and len(local(tensor))}
 
 
 def rows_of_a_rank(tensor: DTensor) -> int:
@@ -127,10 +118,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restores what `weights` gave, from whole tensors."""
+def load_weights(model: nn.Module, tensors: Mapping[str, Stored]) -> None:
+    """Restores what `weights` gave."""
     if not isinstance(model, FSDPModule):
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: tensor.whole() for name, tensor in tensors.items()})
         return
     targets = weights(model)
     assert targets.keys() == tensors.keys(), "a checkpoint of this architecture has its tensors"

@@ -9,7 +9,6 @@ another digest, and starts afresh.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from stages.train.journal import HEADER, PROBES
 from stages.train.launch import launch
 from stages.train.nodes import lead
 from stages.train.params import TrainParams
+from stages.train.parts import publish
 from stages.train.resume import begin_from, find_source
 from stages.train.worker import work
 
@@ -45,8 +45,8 @@ def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
             problem = problem_of(folder_of(folder, step))
             if problem:
                 raise Failed(f"{problem}; remove {folder} and run `dvc repro train` again")
-        link_or_copy(folder_of(folder, metrics["best_step"]), job.staging / "best")
-        link_or_copy(folder_of(folder, metrics["steps"]), job.staging / "last")
+        publish(folder_of(folder, metrics["best_step"]), job.staging / "best")
+        publish(folder_of(folder, metrics["steps"]), job.staging / "last")
         for name in ("metrics.json", "timing.json", "loss.csv", "training.log"):
             shutil.copyfile(folder / name, job.staging / name)
         copy_probes(folder, job.staging)
@@ -73,15 +73,3 @@ def copy_probes(folder: Path, staging: Path) -> None:
     """A training without probes has a table without rows."""
     rows = (folder / PROBES).read_text(encoding="utf-8") if (folder / PROBES).exists() else HEADER
     (staging / PROBES).write_text(rows, encoding="utf-8")
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The files of a checkpoint, as hard links where the file system has them."""
-
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copyfile(one, other)
-
-    shutil.copytree(source, target, copy_function=link)

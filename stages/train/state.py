@@ -30,12 +30,15 @@ from stages.progress import say
 from stages.train.journal import TABLES
 from stages.train.optimizers import Optimizers
 from stages.train.origin import run_key
+from stages.train.parts import Stored, save_parts, stored, write_part
+from stages.train.ranks import Ranks
 from stages.train.saving import Saver, Tensors
-from stages.train.sharding import load_weights, weights, whole
+from stages.train.sharding import in_parts, load_weights, weights
 
 LOSS_SMOOTHING = 0.98
 RECENT_LOSSES = 33
 LOGS = (*TABLES, "training.log")
+ONE = Ranks(0, 1, "cpu")
 
 
 @dataclasses.dataclass
@@ -103,7 +106,7 @@ class Component(Protocol):
 
     def tensors(self) -> dict[str, Tensor]: ...
 
-    def load(self, tensors: dict[str, Tensor]) -> None: ...
+    def load(self, tensors: Mapping[str, Stored]) -> None: ...
 
 
 class Checkpoints:
@@ -126,36 +129,46 @@ class Checkpoints:
         return folder_of(self.folder, step)
 
     def save(
-        self, saver: Saver | None, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
-        extra: Mapping[str, Component],
+        self, saver: Saver, state: TrainState, model: nn.Module, optimizers: Optimizers, config: dict[str, Any],
+        extra: Mapping[str, Component], rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
-        """Begins to save the present step; then what is neither new nor best goes. Without a saver this rank gives
-        the first one its parts."""
+        """Begins to save the present step; then what is neither new nor best goes.
+
+        Args:
+            rank, world: of a model in parts, all of which save; else only the first rank does.
+        """
         described = {**self.identity, **dataclasses.asdict(state)}
+        folder = self.path(described["step"])
         tensors = {"model": weights(model), "optimizer": optimizers.tensors()}
         tensors |= {name: component.tensors() for name, component in extra.items()}
-        if saver is None:
-            for named in tensors.values():
-                for tensor in named.values():
-                    whole(tensor)
+        if rank:
+            mine = {file: found for file, named in tensors.items() if (found := in_parts(named))}
+            saver.save(mine, lambda copies: write_part(folder, copies, rank, world))
             return
         tables = {name: (self.folder / name).read_bytes() for name in TABLES if (self.folder / name).exists()}
 
         def write(copies: Tensors) -> None:
-            files, folder = dict(copies), self.path(described["step"])
             for name in LOGS:  # a checkpoint is never newer than the lines of its steps
                 if (self.folder / name).exists():
                     sync(self.folder / name)
             try:
-                save_checkpoint(
-                    folder, files.pop("model"), files.pop("optimizer"), config, described, files, self.origin, tables
-                )
+                if world > 1:
+                    save_parts(folder, copies, config, described, self.origin, tables, world, saver.closing)
+                else:
+                    files = dict(copies)
+                    weights_, states = files.pop("model"), files.pop("optimizer")
+                    save_checkpoint(folder, weights_, states, config, described, files, self.origin, tables)
             except OSError:
                 shutil.rmtree(partial_of(folder), ignore_errors=True)
                 raise
             self.remove_old(keeping={described["step"], described["best_step"]})
 
         saver.save(tensors, write)
+
+    def remove_halves(self) -> None:
+        """Removes what a kill left unfinished, before anybody writes."""
+        for path in self.folder.glob("step-*.partial"):
+            shutil.rmtree(path)
 
     def remove_old(self, keeping: Set[int]) -> None:
         """Removes all checkpoints but those of `keeping` and the newest whole ones, `keep` of them."""
@@ -166,26 +179,25 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return list(checkpoints_in(self.folder))
 
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint; damaged ones are named and passed over."""
+    def newest(self, ranks: Ranks = ONE) -> Path | None:
+        """The newest whole checkpoint; damaged ones are named and passed over. Ranks share the files to be read."""
         for step in reversed(self.steps()):
-            problem = problem_of(self.path(step))
-            if problem is None:
+            problem = problem_of(self.path(step), ranks.rank, ranks.world)
+            if not ranks.sum([float(problem is not None)])[0]:
                 return self.path(step)
-            say(f"checkpoint of step {step} is not whole ({problem}); going on from an earlier one")
+            if problem:
+                say(f"checkpoint of step {step} is not whole ({problem}); going on from an earlier one")
         return None
 
     def load(
         self, folder: Path, model: nn.Module, optimizers: Optimizers, extra: Mapping[str, Component]
     ) -> TrainState:
         """Restores a checkpoint and goes on as its run. A component that it does not hold stays as it was built."""
-        from safetensors.torch import load_file
-
-        load_weights(model, load_file(folder / "model.safetensors"))
-        optimizers.load(load_file(folder / "optimizer.safetensors"))
+        load_weights(model, stored(folder, "model"))
+        optimizers.load(stored(folder, "optimizer"))
         for name, component in extra.items():
-            if (path := folder / f"{name}.safetensors").exists():
-                component.load(load_file(path))
+            if tensors := stored(folder, name):
+                component.load(tensors)
         described = read_json(folder, "state.json")
         self.identity |= {key: described[key] for key in ("run", "lineage")}
         fields = {field.name for field in dataclasses.fields(TrainState)}

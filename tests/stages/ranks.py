@@ -3,8 +3,9 @@
     python -m tests.stages.ranks SCENARIOS.json
 
 A scenario is {"folder": .., "world": 4, "train": {..}}; and, where it says so, every tensor is float64 ("double"), the
-loss of one rank is not finite in a step ("nan": [rank, step]), or a signal comes after a step ("stop": step). It may
-change params ("execution": {..}, "model": {..}).
+loss of one rank is not finite in a step ("nan": [rank, step]), a signal comes after a step ("stop": step), a rank is
+killed in the middle of a checkpoint ("kill": [rank, step]), or nothing is trained and what was loaded is saved again
+("again": folder). It may change params ("execution": {..}, "model": {..}).
 """
 
 import dataclasses
@@ -17,10 +18,12 @@ import sys
 import traceback
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch._dynamo  # which an optimizer loads, in seconds
 
 from model.config import ModelConfig
+from stages.checkpoint import folder_of
 from stages.entry import Job, signals
 from stages.errors import Stopped
 from stages.execution import Execution
@@ -78,6 +81,37 @@ def signal_after(step: int) -> None:
     hooks.Checkpoint.after_step = then_signal
 
 
+def kill_in_save(of_step: int) -> None:
+    """SIGKILL comes when half of a file of this rank is written."""
+
+    def save_file(tensors, path):
+        whole(tensors, path)
+        if folder_of(Path(path).parents[1], of_step).name in str(path):
+            with Path(path).open("r+b") as file:
+                file.truncate(Path(path).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    whole, safetensors.torch.save_file = safetensors.torch.save_file, save_file
+
+
+def save_again(into: Path) -> None:
+    """Instead of training."""
+
+    def train(run, _):
+        run.checkpoints.folder = into
+        into.mkdir(exist_ok=True)
+        hook = hooks.Checkpoint()
+        hook.start(run)
+        hook.save(run)
+        if hook.saver:
+            hook.saver.wait()
+        run.ranks.barrier()
+        hook.close(run)
+        raise Stopped("saved")
+
+    loop.train = train
+
+
 def train(scenario: dict, root: Path, rank: int, port: int) -> None:
     world = scenario["world"]
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -89,6 +123,8 @@ def train(scenario: dict, root: Path, rank: int, port: int) -> None:
         break_loss(scenario["nan"][1])
     if scenario.get("stop") and rank == 0:
         signal_after(scenario["stop"])
+    if scenario.get("kill") and scenario["kill"][0] == rank:
+        kill_in_save(scenario["kill"][1])
     execution = Execution(
         tracking=False, compile=False, device="cpu", threads=1, n_processes=world, micro_batch=8, keep_checkpoints=99,
         checkpoint_interval=scenario.get("interval", 1000),
@@ -99,6 +135,8 @@ def train(scenario: dict, root: Path, rank: int, port: int) -> None:
     folder = root / scenario["folder"]
     folder.mkdir(exist_ok=True)
     weigh(folder)
+    if scenario.get("again"):
+        save_again(root / scenario["again"])
     try:
         work(job, model, params, folder, launched=True)
     except Stopped:
@@ -140,7 +178,8 @@ def main(path: Path) -> int:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        if any(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes):
+        codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        if any(codes) != bool(scenario.get("kill")):
             return 1
     return 0
 

@@ -12,6 +12,7 @@ import torch
 from model.decoder import Decoder
 from stages.checkpoint import problem_of
 from stages.train.optimizers import Optimizers
+from stages.train.parts import Stored
 from stages.train.saving import Saver
 from stages.train.state import Checkpoints, TrainState
 from stages.train.worker import describe
@@ -29,8 +30,8 @@ class Averages:
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"mean": self.mean}
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.mean = tensors["mean"]
+    def load(self, tensors: dict[str, Stored]) -> None:
+        self.mean = tensors["mean"].whole()
 
 
 def new_parts() -> tuple[Decoder, Optimizers]:

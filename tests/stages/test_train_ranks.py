@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from stages.checkpoint import checkpoints_in
 from stages.tokens import Batch, TokenRows
 from stages.train.batches import Batches
+from stages.train.parts import stored
 from tests.stages.ranks import train_all
 from tests.stages.test_train import TRAIN
 
@@ -49,7 +49,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def tensors(folder: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(checkpoints_in(folder)[step] / f"{name}.safetensors")
+    return {key: tensor.whole() for key, tensor in stored(checkpoints_in(folder)[step], name).items()}
 
 
 class Recording(TokenRows):

@@ -65,11 +65,7 @@ def assert_equal(one: Path, other: Path, weights: float, loss: float) -> None:
     assert len(expected) == STEPS and expected.keys() == found.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=0, atol=loss)
     assert state(other)["validation_loss"] == pytest.approx(state(one)["validation_loss"], abs=loss)
-    files = {path.name for path in checkpoints_in(one)[STEPS].iterdir()}
-    assert files == {path.name for path in checkpoints_in(other)[STEPS].iterdir()}
     for name in ("model", "optimizer", "raw"):
-        if f"{name}.safetensors" not in files:
-            continue
         expected, found = tensors(one, STEPS, name), tensors(other, STEPS, name)
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():

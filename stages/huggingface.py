@@ -3,7 +3,8 @@
     stages/huggingface_twins.py      which decoders transformers has, and which of them a config is
     stages/huggingface_settings.py   our config -> config.json
     stages/huggingface_config.py     config.json -> our config, or the key that our decoder does not have
-    stages/huggingface_weights.py    names, shapes and conventions of the tensors
+    stages/huggingface_names.py      which tensor of theirs is which of ours, and of what size
+    stages/huggingface_weights.py    conventions of the tensors, and what files of the hub have otherwise
 
 Example: the default, pre-norm with QK-norm per head, is a Qwen3. A decoder without a twin (DyT, sinks, latent
 attention in some layers, ..) is not refused: `twin_of` is None and the export brings our own code along.

@@ -174,8 +174,8 @@ def _explain(errors: ValidationError, schema: type, values: Any) -> tuple[list[s
     if first["type"] in ("value_error", "assertion_error"):
         return keys, str(first["ctx"]["error"])
     branches = [first, *(other for other in others if other["loc"][:depth] == first["loc"][:depth])]
-    problems = [_should(error["msg"]) for error in branches]
-    return keys, f"input should {' or '.join(dict.fromkeys(problems)).replace(' or be ', ' or ')}, not {first['input']!r}"
+    problems = " or ".join(dict.fromkeys(_should(error["msg"]) for error in branches)).replace(" or be ", " or ")
+    return keys, f"input should {problems}, not {first['input']!r}"
 
 
 def _should(message: str) -> str:

@@ -63,6 +63,8 @@ def with_tab(page: str, name: str, title: str, inside: str, charts: dict[str, An
     text, _, after = rest.partition("</script>")
     if TABS not in before or PANELS not in before or not after:
         raise ValueError("it is no page that tabs can be added to")
+    if not after.endswith("</html>\n"):
+        raise ValueError("it is cut off")
     before = before.replace(TABS, _tab(name, title) + TABS, 1).replace(PANELS, f"{_panel(name, inside)}\n{PANELS}", 1)
     data = json.loads(text)
     data["charts"] |= charts

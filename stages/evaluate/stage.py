@@ -37,6 +37,7 @@ from stages.evaluate.report import page
 from stages.evaluate.samples import Sample, sample_texts
 from stages.evaluate.scoring import Scorer, worth_compiling
 from stages.evaluate.strided import document_nll
+from stages.evaluate.training_tab import check_curves
 from stages.progress import say
 from stages.tracking import open_run
 
@@ -60,10 +61,11 @@ def run(job: Job, evaluate: EvaluateParams) -> None:
     The baselines are fitted in a thread while torch is imported and the model runs.
 
     Raises:
-        BadInput: there is no test text, or text, model and tokenizer do not belong together.
+        BadInput: there is no test text, text, model and tokenizer do not belong together, or a file is cut off.
     """
     best = job.root / "data/train/best"
     state = read_json(best, "state.json")
+    check_curves(best.parent, read_json(best.parent, "metrics.json")["steps"])
     with (
         own_gpus(job),
         open_run(job, state["run"], {"evaluate": plain(evaluate)}) as tracked,

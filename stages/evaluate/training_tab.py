@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.errors import BadInput
 from stages.evaluate.drawing import chart, line, number, place, table
 
+AGAIN = "run `dvc checkout train`, or `dvc repro train`"
 MOST_POINTS = 1500
 SMOOTHED_PART = 25
 LARGEST_WINDOW = 1000
@@ -79,6 +81,22 @@ def finished_rows(path: Path) -> list[dict[str, str]]:
     """Of a CSV file that may be growing."""
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
     return list(csv.DictReader(whole.splitlines()))
+
+
+def check_curves(folder: Path, steps: int) -> None:
+    """Of a training that has ended after so many steps.
+
+    Raises:
+        BadInput: a file is not there or ends too early.
+    """
+    for name in ("loss.csv", "probes.csv"):
+        path = folder / name
+        if not path.exists() or not path.read_bytes().endswith(b"\n"):
+            problem = "ends in the middle of a line" if path.exists() else "is not there"
+            raise BadInput(f"data/train/{name}: {problem}; {AGAIN}")
+    last = next((row["step"] for row in reversed(finished_rows(folder / "loss.csv"))), "no step")
+    if last != str(steps):
+        raise BadInput(f"data/train/loss.csv: ends at {last}, the training at {steps}; {AGAIN}")
 
 
 def smoothed(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:

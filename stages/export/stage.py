@@ -38,6 +38,8 @@ from stages.huggingface_twins import twin_of
 from stages.progress import say
 from stages.tracking import open_run
 
+NOT_ASKED_FOR = "Not asked for: `export.formats` in params.yaml lacks `{}`.\n"
+
 
 def run(job: Job, export: ExportParams) -> None:
     """Writes a folder for each format, manifest.json, metrics.json and timing.json.
@@ -60,7 +62,7 @@ def run(job: Job, export: ExportParams) -> None:
         tell(facts, compared)
         card = model_card(export.registered_model, facts, variants)
         (job.staging / "hf" / "README.md").write_text(card, encoding="utf-8")
-        metrics = write_metrics(job, facts, compared, variants)
+        metrics = write_metrics(job, export, facts, compared, variants)
         write_json(job.staging / "timing.json", decode_speeds(job.staging, checkpoint, variants) if variants else {})
         tracked.results({name: metrics[name] for name in metrics if not name.endswith(("bytes", "tokens"))})
         publish(job, export.registered_model, state["run"], job.staging, tracked)
@@ -81,8 +83,10 @@ def tell(facts: Facts, compared: dict[str, Any]) -> None:
 
 def write_export(job: Job, export: ExportParams, checkpoint: Path, state: dict[str, Any]) -> Facts:
     """Writes hf but for its card, onnx and gguf."""
-    for name in FORMATS:  # one that is not asked for is an empty folder, since dvc.yaml names all
+    for name in FORMATS:  # dvc.yaml names all, and DVC warns of an empty folder
         (job.staging / name).mkdir()
+        if name not in export.formats:
+            (job.staging / name / "README.md").write_text(NOT_ASKED_FOR.format(name), encoding="utf-8")
     folder = job.staging / "hf"
     architecture, config = model_config(checkpoint)
     tokenizer = job.root / "data/tokenizer/tokenizer.json"
@@ -140,7 +144,9 @@ def proof_request(job: Job, export: ExportParams, checkpoint: Path) -> Request:
     )
 
 
-def write_metrics(job: Job, facts: Facts, compared: dict[str, Any], variants: Sequence[Variant]) -> dict[str, Any]:
+def write_metrics(
+    job: Job, export: ExportParams, facts: Facts, compared: dict[str, Any], variants: Sequence[Variant]
+) -> dict[str, Any]:
     """Writes manifest.json, the sha256 of every file, and metrics.json."""
     files = sorted(path for name in FORMATS for path in (job.staging / name).rglob("*") if path.is_file())
     described: list[dict[str, Any]] = [
@@ -166,8 +172,7 @@ def write_metrics(job: Job, facts: Facts, compared: dict[str, Any], variants: Se
         metrics["onnx_greedy_tokens"] = compared["onnx_greedy_tokens"]
     for one in variants:
         metrics[f"{one.name}_perplexity_ratio"] = one.ratio
-    for name in FORMATS:
-        sizes = [entry["bytes"] for entry in described if entry["file"].startswith(f"{name}/")]
-        metrics |= {f"{name}_bytes": sum(sizes)} if sizes else {}
+    for name in export.formats:
+        metrics[f"{name}_bytes"] = sum(entry["bytes"] for entry in described if entry["file"].startswith(f"{name}/"))
     write_json(job.staging / "metrics.json", metrics)
     return metrics

@@ -46,6 +46,12 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def outside_of_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no stage of DVC runs, which would say where the main repository is."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the stage `export` reads; its tests copy it before they change anything."""

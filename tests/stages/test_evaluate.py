@@ -108,7 +108,7 @@ def write_metrics_of_other_stages(data: Path) -> None:
             "bytes_validation": 40,
             "bytes_test": 40,
         },
-        "train/metrics.json": {"steps": 3, "train_loss": 5.5},
+        "train/metrics.json": {"steps": 2, "train_loss": 5.5},
         "code/evaluate.json": {"digest": "c0de"},
     }.items():
         (data / name).parent.mkdir(parents=True, exist_ok=True)
@@ -256,6 +256,23 @@ def test_further_texts_are_named_with_their_sha256_and_have_figures_of_their_own
         evaluate(root, PARAMS.model_copy(update={"texts": {"news": TextFile(path="gone.txt")}}))
     with pytest.raises(ValueError, match="begins the names of its metrics"):
         EvaluateParams(texts={"test": {"path": "news.txt"}})
+
+
+@pytest.mark.parametrize(("name", "left", "told"), [
+    ("loss.csv", -4, "ends in the middle of a line"),
+    ("loss.csv", -len("2,64,5.6,5.65,0.2,0.5,5.6\n"), "ends at 1, the training at 2"),
+    ("loss.csv", 0, "ends in the middle of a line"),
+    ("probes.csv", -1, "ends in the middle of a line"),
+])  # fmt: skip
+def test_curves_that_are_cut_off_are_refused_before_anything_is_measured(root, name, left, told):
+    path = root / "data/train" / name
+    before = path.read_text()
+    path.write_text(before[:left])
+    try:
+        with pytest.raises(BadInput, match=f"^data/train/{name}: {told}; run `dvc checkout train`"):
+            evaluate(root)
+    finally:
+        path.write_text(before)
 
 
 def test_text_of_another_tokenizer_is_refused(root):

@@ -17,6 +17,7 @@ from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.export.folder import write_tokenizer as write_hf_tokenizer
 from stages.export.params import ExportParams
+from stages.export.stage import NOT_ASKED_FOR
 from stages.export.variants import TooLossy, Variant, compared, judge
 from stages.first_weights import tokenizer_problem
 from stages.quantised import METHODS, open_quantised
@@ -135,6 +136,7 @@ def test_equal_inputs_give_equal_bytes(workspace: Path, tmp_path: Path) -> None:
         copy_inputs(workspace, tmp_path / name)
         job, _ = written(tmp_path / name, SMALL)
         contents.append({path.name: path.read_bytes() for path in (job.staging / "hf").iterdir()})
+        assert [path.read_text() for path in (job.staging / "gguf").iterdir()] == [NOT_ASKED_FOR.format("gguf")]
     assert contents[0] == contents[1]
     assert not any(str(tmp_path).encode() in content for content in contents[0].values())
 

@@ -27,10 +27,7 @@ from tests.stages.weight_folders import (
     problem_in_code,
 )
 
-
-@pytest.fixture(autouse=True)
-def outside_of_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+pytestmark = pytest.mark.usefixtures("outside_of_dvc")
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,7 @@ from tests.stages.weight_folders import (
     started,
 )
 
-
-@pytest.fixture(autouse=True)
-def outside_of_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+pytestmark = pytest.mark.usefixtures("outside_of_dvc")
 
 
 def set_keys(**values: Any) -> Callable[[Path], None]:

@@ -26,6 +26,8 @@ class Stage(Section):
     kind: Literal["one", "two"] = "one"
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     texts: list[str] = []
+    files: Annotated[list[str], Field(min_length=1)] | Literal["auto"] = "auto"
+    digest: str = Field(default="a", pattern="^[a-f]$")
     inner: Inner = Inner()
 
     @model_validator(mode="after")
@@ -90,6 +92,9 @@ def test_a_section_that_is_missing_or_empty_has_its_defaults(tmp_path: Path, tex
         ("batch: aut", "stage.batch: input should be a valid integer or 'auto', not 'aut'"),
         ("batch: 0", "stage.batch: input should be greater than or equal to 1 or 'auto', not 0"),
         ("texts: [a, 1]", "stage.texts: input should be a valid string, not 1"),
+        ("files: []", "stage.files: input should have at least 1 item or 'auto', not []"),
+        ("files: 3", "stage.files: input should be a valid list or 'auto', not 3"),
+        ("digest: x", "stage.digest: input should match pattern '^[a-f]$', not 'x'"),
         ("inner: {dept: 1}", "stage.inner.dept: unknown key; did you mean depth?"),
         ("inner: {depth: x}", "stage.inner.depth: input should be a valid integer, not 'x'"),
     ],
@@ -102,7 +107,7 @@ def test_a_mistake_names_line_key_and_mend(tmp_path: Path, line: str, problem: s
 def test_an_unknown_key_like_no_other_lists_what_there_is(tmp_path: Path) -> None:
     message = complaint(tmp_path, "stage:\n  zzz: 5\n")
     assert message == (
-        "params.yaml:2: stage.zzz: unknown key; known are n_steps, rate, name, kind, batch, texts, inner"
+        "params.yaml:2: stage.zzz: unknown key; known are n_steps, rate, name, kind, batch, texts, files, digest, inner"
     )
 
 

@@ -214,6 +214,7 @@ def measure(rows: Sequence[Row], options: argparse.Namespace, device: str) -> li
                 show(measurement.result(), results, options)
             else:
                 waiting.append(measurement)
+                print(f"{row.name:52} built in {measurement.compile_seconds:.0f} s", flush=True)
         except Exception as error:
             print(f"{row.name:52} FAILED {type(error).__name__} {str(error)[:300]}", flush=True)
         measurement = None  # type: ignore[assignment]  # its memory goes before the next is built
@@ -261,10 +262,11 @@ MLPS_OF_PEERS = {
 
 
 def cpu_rows(options: argparse.Namespace, shape: str) -> list[Row]:
-    """The default run as it is, step by step nearer to what peers do, and they in their better way and batch."""
+    """The default run as it is, step by step nearer to what peers do, and all in their better way and batch."""
     rows = options.rows or [SHAPES[shape].rows]
     found = [Row("ours", shape, "swiglu", n, "fp32", True, "muon") for n in rows]
     found += [Row("ours", shape, "swiglu", n, "fp32", packed) for n in rows for packed in (True, False)]
+    found += [Row("ours", shape, "swiglu", n, "fp32", False, "adamw", True) for n in rows]
     for peer in options.peers:
         for compiled in (False, True):
             found += [

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def lead(job: Job, folder: Path | None) -> None:
     """Tells the other processes where to train; None sends them home."""
     from stages.train.ranks import join_ranks, leave_ranks
 
-    agree(join_ranks(job.execution, launched=True), [str(folder) if folder else None, run_key(origin_of(job))])
+    told = [str(folder) if folder else None, run_key(origin_of(job)), leave_word(folder) if folder else None]
+    agree(join_ranks(job.execution, launched=True), told)
     if folder is None:
         leave_ranks()
 
@@ -57,7 +59,7 @@ def follow(job: Job, model: ModelConfig, train: TrainParams) -> None:
     from stages.train.ranks import join_ranks, leave_ranks
     from stages.train.worker import work
 
-    folder, key = agree(join_ranks(job.execution, launched=True), [None, None])
+    folder, key, word = agree(join_ranks(job.execution, launched=True), [None, None, None])
     if folder is None:
         leave_ranks()
         return
@@ -66,9 +68,25 @@ def follow(job: Job, model: ModelConfig, train: TrainParams) -> None:
             f"params, data or code in {job.root} are not those of the first node; bring both checkouts to one commit, "
             "run `dvc repro pack` in one and `dvc pull` or copy data/ to the other"
         )
-    if not Path(folder).is_dir():
-        raise BadInput(f"{folder} is not there on this node; set execution.scratch to a folder that all nodes reach")
+    if not finds_word(Path(folder), word):
+        raise BadInput(
+            f"{folder} is not there on this node, or another folder; set execution.scratch to one that all nodes reach"
+        )
     work(job, model, train, Path(folder), launched=True)
+
+
+def leave_word(folder: Path) -> str:
+    """Leaves a word of this moment in the folder, by which other nodes know that theirs is the same one."""
+    word = secrets.token_hex(8)
+    (folder / "word").write_text(word, encoding="utf-8")
+    return word
+
+
+def finds_word(folder: Path, word: str | None) -> bool:
+    try:
+        return (folder / "word").read_text(encoding="utf-8") == word
+    except OSError:
+        return False
 
 
 def agree(ranks: Ranks, told: list[str | None]) -> list[str | None]:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from stages.checkpoint import checkpoints_in
 from stages.entry import plain
 from stages.errors import BadInput
-from stages.train.nodes import follows
+from stages.train.nodes import finds_word, follows, leave_word
 from stages.train.ranks import join_ranks
 from tests.stages.test_train import EXECUTION, MODEL, REPOSITORY, TRAIN, job_in, run_in, weights
 
@@ -88,3 +88,13 @@ def test_the_environment_is_asked_for_where_params_say_so(tmp_path: Path, monkey
     monkeypatch.setenv("RANK", "3")
     assert follows(root)
     assert not follows(checkout(tmp_path / "other", tmp_path / "nowhere"))  # a cluster's shell with a RANK of its own
+
+
+def test_a_folder_of_the_same_name_on_another_disk_is_not_the_first_nodes(tmp_path: Path):
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    for folder in (shared, other):
+        folder.mkdir()
+        before = leave_word(folder)
+    word = leave_word(shared)
+    assert finds_word(shared, word)
+    assert not finds_word(shared, before) and not finds_word(other, word) and not finds_word(tmp_path / "gone", word)

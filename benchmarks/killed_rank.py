@@ -30,11 +30,10 @@ from tests.stages.conftest import markov_documents, write_split
 STEPS, SAVED = 240, 40  # steps in all, and between checkpoints
 
 
-def job_in(root: Path, ranks: int, on_gpus: bool) -> Job:
+def job_in(root: Path, ranks: int, on_gpus: bool, sharding: str) -> Job:
     execution = Execution(
         tracking=False, compile=False, device="cuda" if on_gpus else "cpu", threads=0 if on_gpus else 1,
-        n_processes=ranks,
-        checkpoint_interval=SAVED, log_interval=1,
+        n_processes=ranks, sharding=sharding, checkpoint_interval=SAVED, log_interval=1,
     )  # fmt: skip
     model = ModelConfig(n_layers=4, hidden_size=768 if on_gpus else 64, n_heads=12 if on_gpus else 4)
     train = TrainParams(
@@ -44,9 +43,9 @@ def job_in(root: Path, ranks: int, on_gpus: bool) -> Job:
     return Job("train", root, execution, ("data/pack/train", "data/pack/validation"), {"model": model, "train": train})
 
 
-def run(root: Path, ranks: int, on_gpus: bool) -> None:
+def run(root: Path, ranks: int, on_gpus: bool, sharding: str) -> None:
     """The stage in this process, which starts its ranks."""
-    job = job_in(root, ranks, on_gpus)
+    job = job_in(root, ranks, on_gpus, sharding)
     job.prepare()
     try:
         stage.run(job, job.sections["model"], job.sections["train"])  # type: ignore[arg-type]
@@ -60,8 +59,8 @@ def losses(root: Path) -> dict[int, str]:
         return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row["loss"]}
 
 
-def start(root: Path, ranks: int, on_gpus: bool) -> subprocess.Popen:
-    words = [str(root), str(ranks), str(int(on_gpus))]
+def start(root: Path, ranks: int, on_gpus: bool, sharding: str) -> subprocess.Popen:
+    words = [str(root), str(ranks), str(int(on_gpus)), sharding]
     return subprocess.Popen([sys.executable, "-m", "benchmarks.killed_rank", *words], stdout=subprocess.DEVNULL)
 
 
@@ -73,12 +72,13 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     )
 
 
-def kill_a_rank(base: Path, ranks: int, on_gpus: bool) -> None:
-    """Prints what came of it.
+def kill_a_rank(base: Path, ranks: int, on_gpus: bool, sharding: str) -> None:
+    """Prints what came of it. `sharding` as in params: with `full`, every rank saves a part of each checkpoint.
 
     Raises:
         SystemExit: a run failed that should not, losses are missing, or differ on CPUs.
     """
+    base.mkdir()
     write_split(base, "train", markov_documents(300, seed=0))
     write_split(base, "validation", markov_documents(40, seed=1))
     roots = []
@@ -87,9 +87,9 @@ def kill_a_rank(base: Path, ranks: int, on_gpus: bool) -> None:
         (roots[-1] / "data").mkdir(parents=True)
         (roots[-1] / "data/pack").symlink_to(base / "data/pack")
     for root in roots[1:]:
-        if start(root, ranks, on_gpus).wait():
+        if start(root, ranks, on_gpus, sharding).wait():
             raise SystemExit("benchmarks.scaling: an untouched run failed; the reason stands above")
-    process = start(roots[0], ranks, on_gpus)
+    process = start(roots[0], ranks, on_gpus, sharding)
     scratch = roots[0] / ".dvc/tmp/millrace/train"
     while not any(checkpoints_in(folder) for folder in scratch.glob("*") if folder.is_dir()):
         if process.poll() is not None:
@@ -99,10 +99,11 @@ def kill_a_rank(base: Path, ranks: int, on_gpus: bool) -> None:
     os.kill(victim.pid, signal.SIGKILL)
     killed_at = time.monotonic()
     code = process.wait()
-    print(f"the last of {ranks} ranks killed; the stage ended {time.monotonic() - killed_at:.1f} s later with {code}")
+    seconds = time.monotonic() - killed_at
+    print(f"sharding {sharding}: the last of {ranks} ranks killed; the stage ended {seconds:.1f} s later with {code}")
     if code == 0:
         raise SystemExit("benchmarks.scaling: the kill came too late")
-    if start(roots[0], ranks, on_gpus).wait():
+    if start(roots[0], ranks, on_gpus, sharding).wait():
         raise SystemExit("benchmarks.scaling: the same command did not go on; the reason stands above")
     found, expected, *twice = map(losses, roots)
     print(f"{len(found)} losses; largest difference from the untouched run: {apart(expected, found)}")
@@ -119,4 +120,4 @@ def apart(one: dict[int, str], other: dict[int, str]) -> float:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3])))
+    run(Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3])), sys.argv[4])

@@ -239,7 +239,8 @@ def main() -> None:
         if not options.kill:
             together(options)
         if options.kill or (options.toy and options.kill is None):
-            kill_a_rank(Path(temporary), options.gpus, on_gpus=not options.toy)
+            for sharding in ("none", "full"):
+                kill_a_rank(Path(temporary) / sharding, options.gpus, not options.toy, sharding)
 
 
 if __name__ == "__main__":

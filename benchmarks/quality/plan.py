@@ -201,7 +201,8 @@ def finals(records: Sequence[Record]) -> list[Point]:
 
 
 def further(records: Sequence[Record], text: str) -> Point:
-    """A point beside the plan: FAMILY:KEY=VALUE,.. is the best point of the family's grid with these changes.
+    """A point beside the plan: FAMILY:KEY=VALUE,.. is the best point of the family's grid with these changes; the key
+    `seed` is another draw of it.
 
     Raises:
         ValueError: there is no such family, no such knob, or the value is no number.
@@ -214,7 +215,8 @@ def further(records: Sequence[Record], text: str) -> Point:
         if family not in RATE or key not in known:
             raise ValueError(f"{text}: not FAMILY:KEY=NUMBER,.. such as adamw:lr=0.01,weight_decay=0.4")
         changes[key] = float(value)
-    return Point(family, {**best_of_grid(records, family)["changes"], **changes})
+    seed = int(changes.pop("seed", 0))
+    return Point(family, {**best_of_grid(records, family)["changes"], **changes}, seed)
 
 
 PHASES = ("grid", "vary", "combine", "final")

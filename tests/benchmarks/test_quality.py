@@ -71,6 +71,7 @@ def test_a_further_point_is_the_best_of_its_grid_with_changes(records):
     assert further(records, "adamw:weight_decay=1,warmup=0.1") == Point(
         "adamw", {**best, "weight_decay": 1.0, "warmup": 0.1}
     )
+    assert further(records, "adamw:seed=2") == finals(trained(points_of("grid", []), pretended_loss))[2]
     assert further(records, "adamw:weight_decay=0.4").name in {point.name for point in points_of("grid", [])}
 
 

@@ -7,10 +7,11 @@ the same samples in the same order, and on CPUs the same bits at equal threads a
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.errors import BadInput
 from stages.params import Section
@@ -27,7 +28,7 @@ class Execution(Section):
     compile: bool | Literal["auto"] = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
     fused_kernels: bool | Literal["auto"] = "auto"
-    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_[1-9][0-9]*)$")] = "none"
+    activation_checkpointing: str = "none"
     loss_chunk_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa4"] = "auto"
     init_from: str = ""
@@ -42,6 +43,13 @@ class Execution(Section):
     profile: int = Field(default=0, ge=0)
     tracking: bool = True
     tracking_uri: str = ""
+
+    @field_validator("activation_checkpointing")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if not re.fullmatch(r"none|full|selective|every_[1-9][0-9]*", kind):
+            raise ValueError(f"{kind!r} is unknown; there are none, full, selective and every_N, such as every_2")
+        return kind
 
     def torch_device(self) -> str:
         """`cpu` or `cuda`.

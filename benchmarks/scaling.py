@@ -1,6 +1,7 @@
 """One GPU against all GPUs of a host, at an equal global batch: tokens/s, efficiency, memory, communication, losses.
 
     python -m benchmarks.scaling --gpus 4 --shapes medium base --precisions bf16 fp8 --backend fa4 --out scaling.jsonl
+    python -m benchmarks.scaling --gpus 2 --shapes 1b --rows 32 --ways one graphs parts --no-kill    # 200 s
     python -m benchmarks.scaling --gpus 4 --kill        # a rank is killed in mid-run and the command given again
     python -m benchmarks.scaling --toy                  # both on two CPU ranks, in two minutes
 

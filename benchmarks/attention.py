@@ -119,7 +119,8 @@ def disagreement(name: str, shape: tuple[int, int, int, int], reach: Reach, pack
 
 def case_of(shape: tuple[int, int, int, int], length: int, reach: Reach, packed: bool, device: str, dtype) -> Case:
     heads, keys, key_width, value_width = shape
-    return Case(device, dtype, heads, keys, key_width, value_width, length, reach, packed, True)
+    generation = torch.cuda.get_device_capability()[0] if device == "cuda" else 0
+    return Case(device, dtype, heads, keys, key_width, value_width, length, reach, packed, True, generation)
 
 
 def main() -> None:

@@ -4,7 +4,10 @@
              the oracle of the others. Without a mask it takes cuDNN on Hopper.
     flex     FlexAttention in Triton: blocks of 128 x 128, skipping those that nothing sees
     varlen   torch's varlen_attn (FlashAttention 2): documents and windows, no sinks
-    fa4      the package flash-attn-4: documents and windows; sinks by kernels of ours (model/sinks.py)
+    fa2      the package flash-attn: documents and windows; sinks by kernels of ours (model/sinks.py)
+    fa4      the package flash-attn-4: the same, on Hopper and Blackwell
+
+FlashAttention 3 is none: its package is on no registry, and its successor fa4 runs on the same cards.
 
 Each says what it cannot do (`unfit`), makes its form of a mask once per forward pass (`form`), and
 attends. `choose` takes the first that fits in the order of `preference`, which follows what was measured
@@ -23,11 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.context import Mask, Places, Reach, visible
-from model.flash4 import attend_flash4, attend_varlen, document_bounds, flash4_is_installed, register_flash4
+from model.flash import attend_flash, attend_varlen, document_bounds
+from model.flash_packages import PACKAGES
 from model.flex import attend_flex, block_mask
 
-NAMES = ("sdpa", "flex", "varlen", "fa4")
+NAMES = ("sdpa", "flex", "varlen", "fa2", "fa4")
 HALF = (torch.bfloat16, torch.float16)
+AMPERE, HOPPER, BLACKWELL = 8, 9, 10  # compute capability, its first number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Case:
     Attributes:
         device: cpu or cuda. dtype: of queries, keys and values.
         key_width, value_width: of a head. packed: rows hold several documents.
-        length: tokens in a row.
+        length: tokens in a row. generation: the first number of the GPU's compute capability, 0 on CPUs.
     """
 
     device: str
@@ -50,6 +55,7 @@ class Case:
     reach: Reach
     packed: bool
     causal: bool
+    generation: int
 
 
 def unfit(name: str, case: Case) -> str:
@@ -67,9 +73,7 @@ def unfit(name: str, case: Case) -> str:
         return f"{name} computes in bf16 or fp16, not in {str(case.dtype).removeprefix('torch.')}; set train.precision"
     if not case.causal and case.reach.window:
         return f"{name} has no window that looks both ways"
-    if name == "varlen":
-        return _varlen_unfit(case)
-    return _fa4_unfit(case)
+    return _varlen_unfit(case) if name == "varlen" else _package_unfit(name, case)
 
 
 def _varlen_unfit(case: Case) -> str:
@@ -84,13 +88,20 @@ def _varlen_unfit(case: Case) -> str:
     return ""
 
 
-def _fa4_unfit(case: Case) -> str:
-    if not flash4_is_installed():
-        return "fa4 needs the package flash-attn-4 (pip install --pre flash-attn-4)"
-    if torch.cuda.get_device_capability()[0] not in (9, 10):
+def _package_unfit(name: str, case: Case) -> str:
+    package, widths = PACKAGES[name], (case.key_width, case.value_width)
+    if not package.is_installed():
+        return f"{name} needs the package {package.install}"
+    if name == "fa2":
+        if case.generation < AMPERE:
+            return "fa2 runs on Ampere and later GPUs only"
+        if widths[0] != widths[1] or widths[0] % 8 or widths[0] > 256:
+            return f"fa2 needs keys and values of one width that 8 divides, up to 256, not {widths[0]} and {widths[1]}"
+        return ""
+    if case.generation not in (HOPPER, BLACKWELL):
         return "fa4 runs on Hopper and Blackwell GPUs only"
-    if case.key_width % 8 or case.value_width % 8 or max(case.key_width, case.value_width) > 192:
-        return f"fa4 needs widths that 8 divides, up to 192, not {case.key_width} and {case.value_width}"
+    if any(width % 8 for width in widths) or max(widths) > 192:
+        return f"fa4 needs widths that 8 divides, up to 192, not {widths[0]} and {widths[1]}"
     return ""
 
 
@@ -102,6 +113,8 @@ def preference(case: Case) -> tuple[str, ...]:
         return ("sdpa", "flex") if case.length <= 1024 or not (case.packed or case.reach.window) else ("flex", "sdpa")
     if not case.packed and not case.reach.window:
         return ("fa4", "sdpa")
+    if case.generation == AMPERE:  # what FlashAttention 2 was written for; not measured here
+        return ("fa2", "varlen", "flex", "sdpa")
     # docs/model.md has the times; varlen with sinks is refused by `unfit`
     packed_short = case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096
     wide_window = case.reach.window and case.key_width > 64
@@ -125,16 +138,13 @@ def choose(case: Case, wanted: str = "auto") -> str:
 
 def make_mask(backend: str, places: Places, reach: Reach, causal: bool, n_documents: int | None = None) -> Mask:
     """The mask of a forward pass without a cache, in the form of the backend. `n_documents` of all rows, if known."""
-    plain = places.segments is None and not reach.window
-    if backend == "fa4":
-        register_flash4()
     if backend == "sdpa":
+        plain = places.segments is None and not reach.window
         form: object = None if plain else visible(places, places, reach, causal)
     elif backend == "flex":
         form = block_mask(places, reach, causal)
     else:
-        whole_rows = places.segments is None and backend == "fa4" and not reach.sinks
-        form = None if whole_rows else document_bounds(places, n_documents)
+        form = document_bounds(places, reach, n_documents, as_rows=backend != "varlen")
     return Mask(backend, reach, causal, form)
 
 
@@ -155,4 +165,4 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask, scale: fl
         return attend_flex(q_BHTD, k_BKSD, v_BKSD, mask, scale)
     if mask.backend == "varlen":
         return attend_varlen(q_BHTD, k_BKSD, v_BKSD, mask, scale)
-    return attend_flash4(q_BHTD, k_BKSD, v_BKSD, mask, scale)
+    return attend_flash(q_BHTD, k_BKSD, v_BKSD, mask, scale)

@@ -164,6 +164,7 @@ class Decoder(nn.Module):
             reach=Reach(config.window, config.sink_tokens) if windowed else EVERYTHING,
             packed=packed,
             causal=True,
+            generation=torch.cuda.get_device_capability()[0] if device == "cuda" else 0,
         )
 
     def hidden(self, inputs_BT: Tensor, context: Context, caches: Sequence[LayerCache] | None = None) -> Tensor:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model import flash4, flex
+from model import flex
 from model.attention import Attention
 from model.backends import Case, choose, make_mask, unfit
 from model.config import ModelConfig
-from model.context import EVERYTHING, Context, Mask, Places, Reach, count_documents, visible
+from model.context import EVERYTHING, Context, Mask, Places, Reach, visible
+from model.flash_packages import PACKAGES
 from model.latent import LatentAttention
 from tests.model.small import context_of, drawn, places
 
@@ -145,82 +146,10 @@ def test_flex_attends_as_the_oracle_does():
         torch.testing.assert_close(ours, oracle, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels there: benchmarks/attention.py compares them")
-@pytest.mark.parametrize(("window", "sinks"), [(5, 4), (2, 1), (3, 8), (90, 4)])
-@pytest.mark.parametrize("lengths", [[100], [40, 3, 57], [64, 36]])
-def test_sinks_are_added_to_a_window_exactly(window, sinks, lengths, monkeypatch):
-    """The kernels themselves, by Triton's interpreter, which needs a process without compiled ones."""
-    pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from model.sinks import add_sink_gradients_, add_sinks_
-
-    where = places(lengths)
-    bounds = flash4.document_bounds(where)
-    q, k, v = (torch.randn(1, 100, heads, 24, requires_grad=True) for heads in (4, 2, 2))
-    heads = [x.transpose(1, 2).repeat_interleave(4 // x.shape[2], dim=1) for x in (q, k, v)]
-    scores = (heads[0] @ heads[1].mT * 0.3).masked_fill(~visible(where, where, Reach(window)), -math.inf)
-    out = (scores.softmax(-1) @ heads[2]).transpose(1, 2)[0].detach().contiguous()
-    lse = scores.logsumexp(-1)[0].detach().contiguous()
-    exact = (heads[0] @ heads[1].mT * 0.3).masked_fill(~visible(where, where, Reach(window, sinks)), -math.inf)
-    oracle = (exact.softmax(-1) @ heads[2]).transpose(1, 2)[0]
-    plain = [x.detach()[0].contiguous() for x in (q, k, v)]
-    add_sinks_(out, lse, *plain, bounds.starts, window, sinks, 0.3)
-    torch.testing.assert_close(out, oracle, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(lse, exact.logsumexp(-1)[0], atol=1e-5, rtol=1e-5)
-    # The window's own part of the gradients, under the whole softmax; the kernels add the rest.
-    upstream = torch.randn(oracle.shape)
-    expected = [x[0] for x in torch.autograd.grad(oracle, (q, k, v), upstream)]
-    near = visible(where, where, Reach(window))[0, 0]
-    p = (exact - exact.logsumexp(-1, keepdim=True)).exp().detach()[0] * near
-    dout = upstream.transpose(0, 1)
-    big = [x.detach()[0] for x in heads]
-    delta = (oracle.detach().transpose(0, 1) * dout).sum(-1, keepdim=True)
-    ds = p * (dout @ big[2].mT - delta) * 0.3
-    per_head = (ds @ big[1], ds.mT @ big[0], p.mT @ dout)
-    dq, dk, dv = (x.view(-1, n, 100, 24).sum(1) if n > 1 else x for x, n in zip(per_head, (1, 2, 2), strict=True))
-    gradients = [x.transpose(0, 1).contiguous() for x in (dq, dk, dv)]
-    add_sink_gradients_(
-        *gradients, *plain, out, upstream, lse, bounds.offsets, bounds.starts, bounds.documents, window, sinks, 0.3
-    )
-    for ours, theirs in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_documents_become_offsets_of_rows_laid_end_to_end():
-    where = Places(torch.tensor([[0, 1, 0], [0, 1, 0]]), torch.tensor([[0, 0, 1], [0, 0, -1]]))
-    bounds = flash4.document_bounds(where)
-    assert (bounds.offsets.tolist(), bounds.longest) == ([0, 2, 3, 5, 6], 3)
-    assert bounds.starts.tolist() == [0, 0, 2, 3, 3, 5] and bounds.documents.tolist() == [0, 0, 1, 2, 2, 3]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4),
-    padding=st.integers(0, 5),
-)
-def test_the_bounds_are_those_that_counting_on_the_device_gave(rows, padding):
-    """The number of documents, known before, changes nothing."""
-    T = max(map(sum, rows)) + padding
-    segments = torch.full((len(rows), T), -1)
-    for row, lengths in zip(segments, rows, strict=True):
-        row[: sum(lengths)] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True).flatten()
-    offsets = F.pad(begins.nonzero()[:, 0], (0, 1), value=begins.numel())
-    where = Places(torch.zeros_like(segments), segments)
-    assert count_documents(segments) == len(offsets) - 1
-    for bounds in (flash4.document_bounds(where), flash4.document_bounds(where, count_documents(segments))):
-        assert bounds.offsets.dtype == bounds.starts.dtype == bounds.documents.dtype == torch.int32
-        assert bounds.offsets.tolist() == offsets.tolist() and bounds.longest == T
-        assert bounds.documents.tolist() == (begins.cumsum(0) - 1).tolist()
-        assert bounds.starts.tolist() == offsets[bounds.documents].tolist()
-    whole = flash4.document_bounds(Places(torch.zeros_like(segments)))
-    assert whole.offsets.tolist() == list(range(0, begins.numel() + 1, T))
-
-
 def case(**changes) -> Case:
     values = {
         "device": "cuda", "dtype": torch.bfloat16, "n_heads": 4, "n_kv_heads": 4, "key_width": 64, "value_width": 64,
-        "length": 2048, "reach": EVERYTHING, "packed": True, "causal": True,
+        "length": 2048, "reach": EVERYTHING, "packed": True, "causal": True, "generation": 9,
     }  # fmt: skip
     return Case(**{**values, **changes})
 
@@ -233,6 +162,7 @@ def case(**changes) -> Case:
         ("varlen", {"reach": Reach(256, 4)}, "windows but no sinks"),
         ("varlen", {"n_kv_heads": 2}, "no grouped keys"),
         ("varlen", {"value_width": 128}, "of one width"),
+        ("fa2", {}, "needs the package flash-attn "),
         ("fa4", {}, "needs the package flash-attn-4"),
     ],
 )
@@ -251,36 +181,44 @@ def test_what_cannot_is_not_chosen():
     assert choose(case(reach=Reach(256, 0), key_width=128, value_width=128)) == "varlen"
     assert choose(case(reach=Reach(256, 4), key_width=128, value_width=128)) == "flex"
     assert choose(case(packed=False)) == "sdpa"
-    with pytest.raises(ValueError, match="there are auto, sdpa, flex, varlen, fa4"):
+    with pytest.raises(ValueError, match="there are auto, sdpa, flex, varlen, fa2, fa4"):
         choose(case(), "flash")
 
 
-@pytest.mark.parametrize(
-    ("heads", "keys", "tokens", "window", "groups"),
-    [
-        (16, 16, 32768, 256, 2),
-        (16, 4, 32768, 256, 2),
-        (12, 12, 2048, 256, 1),
-        (48, 48, 32768, 256, 6),
-        (6, 1, 65536, 8, 1),
-    ],
-)
-def test_heads_of_a_window_go_backward_in_groups(heads, keys, tokens, window, groups):
-    q, k = (torch.empty(tokens, n, 128, device="meta") for n in (heads, keys))
-    found = flash4.head_groups(q, k, window)
-    assert len(found) == groups
-    assert [n for queries, _ in found for n in range(heads)[queries]] == list(range(heads))
-    assert [n for _, group in found for n in range(keys)[group]] == list(range(keys))
-    assert len(flash4.head_groups(q, k, 0)) == 1
+@pytest.fixture
+def both_packages(monkeypatch):
+    """As if flash-attn and flash-attn-4 were installed."""
+    for name, package in PACKAGES.items():
+        monkeypatch.setitem(PACKAGES, name, package._replace(is_installed=lambda: True))
 
 
-def test_fa4_is_first_where_it_is_installed_and_can(monkeypatch):
-    monkeypatch.setattr("model.backends._fa4_unfit", lambda case: "" if case.key_width % 8 == 0 else "too odd")
+def test_fa4_is_first_where_it_is_installed_and_can(both_packages):
     for reach in (Reach(0, 0), Reach(256, 4), Reach(256, 0)):
         assert choose(case(reach=reach)) == "fa4"
-    assert choose(case(key_width=20, value_width=20)) == "varlen"
+    assert choose(case(reach=Reach(256, 4), key_width=68, value_width=68)) == "flex"
+    assert choose(case(packed=False)) == "fa4"
 
 
-def test_flex_takes_no_narrow_heads():
-    assert "heads of at least 16" in unfit("flex", case(key_width=8, value_width=8))
-    assert choose(case(key_width=8, value_width=8, reach=Reach(256, 4))) == "sdpa"
+def test_fa2_is_for_documents_and_windows_on_ampere(both_packages):
+    for reach in (Reach(0, 0), Reach(256, 4), Reach(256, 0)):
+        for n_kv_heads in (4, 2):
+            assert choose(case(reach=reach, n_kv_heads=n_kv_heads, generation=8)) == "fa2"
+    assert choose(case(packed=False, generation=8)) == "sdpa"
+    assert choose(case(key_width=256, value_width=256)) == "flex"  # on Hopper by name alone
+    assert choose(case(), "fa2") == "fa2"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("fa2", {"generation": 7}, "Ampere and later GPUs only"),
+        ("fa2", {"value_width": 128}, "of one width that 8 divides, up to 256, not 64 and 128"),
+        ("fa2", {"key_width": 36, "value_width": 36}, "that 8 divides"),
+        ("fa2", {"causal": False, "reach": Reach(256, 0)}, "no window that looks both ways"),
+        ("fa4", {"generation": 8}, "Hopper and Blackwell GPUs only"),
+        ("fa4", {"key_width": 256, "value_width": 256}, "up to 192, not 256 and 256"),
+    ],
+)
+def test_a_package_that_is_installed_and_cannot_says_why(both_packages, name, changes, reason):
+    with pytest.raises(ValueError, match=f"attention_backend {name}: .*{reason}"):
+        choose(case(**changes), name)

@@ -23,6 +23,7 @@ from model.config import ModelConfig
 
 SILU_OR_GELU = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu2": "relu2"}
+EXPERT_MULTIPLE = 8  # its grouped product refuses matrices whose rows are no whole 16 bytes, 8 numbers in bf16
 LATENT_NORM_EPS = 1e-6  # of the norms within DeepseekV3's attention, whatever its config says
 
 
@@ -195,6 +196,8 @@ ARCHITECTURES = {
 
 def twin_of(config: ModelConfig) -> Architecture | None:
     """The decoder of transformers that computes the same function, or None if there is none."""
+    if config.n_experts and (config.hidden_size % EXPERT_MULTIPLE or config.width_of_expert % EXPERT_MULTIPLE):
+        return None
     return next((architecture for architecture in ARCHITECTURES.values() if fits(architecture, config)), None)
 
 

@@ -92,6 +92,7 @@ def test_the_params_choose_the_twin_and_the_reason_says_how(changes: dict, class
         {"layer_pattern": "mla", "norm_eps": 1e-5},  # DeepseekV3's inner norms have 1e-6 whatever its config says
         {"layer_pattern": "mla", "n_experts": 4},
         {"n_experts": 4, "n_shared_experts": 1},
+        {"n_experts": 4, "expert_size": 33},  # its grouped products take no such rows
         {**LLAMA, "n_experts": 4, "dense_layers": 1},
         {"n_experts": 4, **WINDOWS, "layer_pattern": "swa,full"},
         {**EXAONE, **WINDOWS, "layer_pattern": "swa,full"},  # Exaone4's full layers would have no positions

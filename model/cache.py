@@ -132,19 +132,16 @@ class KeyValueCache:
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context, scale: float) -> Tensor:
         """Attention of the new tokens to what is remembered and to each other; they are remembered from now on."""
         plan = plan_of(self.slots, context)
+        keys, values = self.keys, self.values
         if plan.beside:
-            keys, values = torch.cat((self.keys, k_BKTD), dim=2), torch.cat((self.values, v_BKTD), dim=2)
-            grouped = q_BHTD.shape[1] != keys.shape[1]
-            y_BHTD = scaled_dot_product_attention(q_BHTD, keys, values, plan.mask, scale=scale, enable_gqa=grouped)
-            self._write(k_BKTD, v_BKTD, plan)
-            return y_BHTD
+            keys, values = torch.cat((keys, k_BKTD), dim=2), torch.cat((values, v_BKTD), dim=2)
         self._write(k_BKTD, v_BKTD, plan)
         if plan.columns is None:  # heads that share keys become queries of one head: no key is copied
-            q_BKGD = q_BHTD.unflatten(1, (self.keys.shape[1], -1)).squeeze(3)
-            y_BKGD = scaled_dot_product_attention(q_BKGD, self.keys, self.values, plan.mask, scale=scale)
+            q_BKGD = q_BHTD.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+            y_BKGD = scaled_dot_product_attention(q_BKGD, keys, values, plan.mask, scale=scale)
             return y_BKGD.flatten(1, 2)[:, :, None]
-        grouped = q_BHTD.shape[1] != self.keys.shape[1]
-        return scaled_dot_product_attention(q_BHTD, self.keys, self.values, plan.mask, scale=scale, enable_gqa=grouped)
+        grouped = q_BHTD.shape[1] != keys.shape[1]
+        return scaled_dot_product_attention(q_BHTD, keys, values, plan.mask, scale=scale, enable_gqa=grouped)
 
     def _write(self, k_BKTD: Tensor, v_BKTD: Tensor, plan: Plan) -> None:
         for kept, new_BKTD in ((self.keys, k_BKTD), (self.values, v_BKTD)):

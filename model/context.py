@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 EMPTY = -1  # the position of a slot of a cache that holds no key
@@ -59,12 +60,15 @@ def visible(queries: Places, keys: Places, reach: Reach = EVERYTHING, causal: bo
     return seen[:, None]
 
 
-def count_documents(segments_BT: Tensor) -> int:
-    """The documents of all rows; the padding of a row counts as one. Example: segments 001 00- are 4.
+def begins(segments_BT: Tensor) -> Tensor:
+    """Where a document begins, bool [B, T]; the padding of a row is one. Example: segments 001 00- begin at 101 101."""
+    return torch.nn.functional.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
 
-    On a GPU this waits for the device: those who train count where the rows are made (stages/train/batches.py).
-    """
-    return len(segments_BT) + int((segments_BT[:, 1:] != segments_BT[:, :-1]).sum())
+
+def count_documents(segments_BT: Tensor) -> int:
+    """The documents of all rows. On a GPU this waits for the device: those who train count where the rows are made
+    (stages/train/batches.py)."""
+    return int(begins(segments_BT).sum())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,10 +191,13 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
         """[B, T, V], soft-capped if the config says so: cap * tanh(logits / cap) (Gemma 2)."""
-        head = self.embedding.weight if self.head is None else self.head.weight
-        logits_BTV = (hidden_BTC @ head.t())[..., : self.vocab_size]
+        logits_BTV = self.head_product(hidden_BTC)[..., : self.vocab_size]
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
+
+    def head_product(self, hidden_BTC: Tensor) -> Tensor:
+        """A number for every row of the head, padded ones too."""
+        return hidden_BTC @ (self.embedding.weight if self.head is None else self.head.weight).t()
 
     def forward(
         self, inputs_BT: Tensor, segments_BT: Tensor | None = None, positions_BT: Tensor | None = None

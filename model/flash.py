@@ -1,7 +1,7 @@
 """The backends that take packed documents as one row of tokens and the offsets at which documents begin:
 `varlen`, `fa2` and `fa4` (model/backends.py).
 
-The packages of the last two become one operator, `millrace::flash`, which torch.compile takes as it is. Sinks are no
+The packages of the last two become one operator, which torch.compile takes as it is. Sinks are no
 part of FlashAttention; model/sinks.py adds them to what it makes of the window.
 
 Shapes: B rows, T tokens of a row, N tokens of all, H query heads, K key heads, D width of a head.
@@ -9,16 +9,19 @@ Shapes: B rows, T tokens of a row, N tokens of all, H query heads, K key heads, 
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.context import Mask, Places, Reach, count_documents
+from model.context import Mask, Places, Reach, begins, count_documents
 from model.flash_packages import PACKAGES, Call
 from model.sinks import add_sink_gradients_, add_sinks_, sink_tiles
 
 WINDOW_ACCUMULATOR_BYTES = 128 << 20
+# Of this module's own: an export carries a copy of this file, which must not take the place of ours in one process.
+OPERATOR = f"millrace::{re.sub(r'[^A-Za-z0-9]', '_', __name__)}"
 
 
 class Bounds(NamedTuple):
@@ -65,11 +68,9 @@ def document_offsets(places: Places, n_documents: int | None = None) -> Tensor:
     device = places.positions.device
     if places.segments is None:
         return torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
-    begins = torch.ones((B, T), dtype=torch.bool, device=device)
-    begins[:, 1:] = places.segments[:, 1:] != places.segments[:, :-1]
     if n_documents is None:
         n_documents = count_documents(places.segments)
-    documents = begins.flatten().cumsum(dim=0, dtype=torch.int32) - 1
+    documents = begins(places.segments).flatten().cumsum(dim=0, dtype=torch.int32) - 1
     number = torch.arange(n_documents + 1, dtype=torch.int32, device=device)
     return torch.searchsorted(documents, number, out_int32=True)  # nonzero would wait for the device
 
@@ -100,7 +101,7 @@ def attend_flash(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask, sca
     return (y if y.ndim == 4 else y.unflatten(0, (B, T))).transpose(1, 2)
 
 
-@torch.library.custom_op("millrace::flash", mutates_args=())
+@torch.library.custom_op(OPERATOR, mutates_args=())
 def flash(
     q: Tensor, k: Tensor, v: Tensor, package: str, scale: float, causal: bool, window: int, sinks: int,
     offsets: Tensor | None, tiles: Tensor | None, longest: int,
@@ -122,7 +123,7 @@ def _(
     return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
 
 
-@torch.library.custom_op("millrace::flash_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATOR}_backward", mutates_args=())
 def flash_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, package: str, scale: float, causal: bool,
     window: int, sinks: int, offsets: Tensor | None, tiles: Tensor | None, longest: int,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.context import Mask, Places, Reach
+from model.context import Mask, Places, Reach, begins
 
 BLOCK = 128
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -96,7 +96,7 @@ def visible_blocks(places: Places, reach: Reach, causal: bool) -> tuple[Tensor, 
     B, T = positions.shape
     n = -(-T // BLOCK)
     segments = torch.zeros_like(positions) if places.segments is None else places.segments
-    number = begins(segments).cumsum(dim=1)  # 0, 1, 2.. along the row, whatever padding is called
+    number = begins(segments).cumsum(dim=1) - 1  # 0, 1, 2.. along the row, whatever padding is called
     number = torch.nn.functional.pad(number, (0, n * BLOCK - T), value=-1).view(B, n, BLOCK)
     is_real = number >= 0
     first = torch.where(is_real, number, T).amin(dim=-1)
@@ -116,9 +116,3 @@ def visible_blocks(places: Places, reach: Reach, causal: bool) -> tuple[Tensor, 
             near = near | sink.any(dim=-1)[:, None, :]
         touches, whole = touches & near, whole & (farthest < reach.window)
     return touches & ~whole, whole
-
-
-def begins(segments_BT: Tensor) -> Tensor:
-    """1 where a segment begins, but for the first of a row."""
-    changes = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return torch.nn.functional.pad(changes.long(), (1, 0))

@@ -223,7 +223,5 @@ class PackedDecoder(Decoder):
             raise ValueError(f"{left[0]} is missing")
         self.eval().requires_grad_(False)
 
-    def logits(self, hidden_BTC: Tensor) -> Tensor:
-        logits_BTV = self.packed_head(hidden_BTC)[..., : self.vocab_size]
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
+    def head_product(self, hidden_BTC: Tensor) -> Tensor:
+        return self.packed_head(hidden_BTC)

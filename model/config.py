@@ -107,7 +107,7 @@ class ModelConfig:
         self._check_attention()
         self._check_experts()
         if not (self.pre_norm or self.post_norm):
-            raise ValueError("pre_norm and post_norm are both false; a decoder without norms does not train")
+            raise ValueError("pre_norm and post_norm are both false; a decoder without norms does not train; set one")
         if self.post_norm and self.residual_init == "zero":
             raise ValueError("residual_init: zero: a norm behind a branch of zeros blows its gradient up; use scaled")
         for name in ("norm_eps", "rope_theta", "init_std"):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE = 64  # queries
+TILE, WARPS = 64, 4  # queries of a program of the kernels, and their threads by 32
 
 
 def sink_tiles(offsets: Tensor, tokens: int, window: int) -> Tensor:
@@ -63,7 +63,20 @@ def add_sinks_(
 
     H, T = lse.shape[-2:]
     merge[H, tiles.shape[1]](
-        q, k, v, out, lse, tiles, lse.numel() // H, T, scale, window, H=H, BLOCK=TILE, **_sizes(q, k, v, sinks)
+        q,
+        k,
+        v,
+        out,
+        lse,
+        tiles,
+        lse.numel() // H,
+        T,
+        scale,
+        window,
+        H=H,
+        BLOCK=TILE,
+        num_warps=WARPS,
+        **_sizes(q, k, v, sinks),
     )
 
 
@@ -81,6 +94,23 @@ def add_sink_gradients_(
     sums = torch.zeros(most_documents * K * sinks * (D + V), dtype=torch.float32, device=q.device)
     of_keys, of_values = sums.split((most_documents * K * sinks * D, most_documents * K * sinks * V))
     merge_backward[H, tiles.shape[1]](
-        q, k, v, out, dout, lse, tiles, dq, of_keys, of_values, N, T, scale, window, H=H, BLOCK=TILE, **sizes
+        q,
+        k,
+        v,
+        out,
+        dout,
+        lse,
+        tiles,
+        dq,
+        of_keys,
+        of_values,
+        N,
+        T,
+        scale,
+        window,
+        H=H,
+        BLOCK=TILE,
+        num_warps=WARPS,
+        **sizes,
     )
     add_sums[K, tiles.shape[1]](dk, dv, of_keys, of_values, tiles, window, **sizes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.context import Mask, Places, Reach, begins, count_documents
 from model.flash_packages import PACKAGES, Call
-from model.sinks import add_sink_gradients_, add_sinks_, sink_tiles
+from model.sinks import Sinks, add_sink_gradients_, add_sinks_, sinks_of
 
 WINDOW_ACCUMULATOR_BYTES = 128 << 20
 # Of this module's own: an export carries a copy of this file, which must not take the place of ours in one process.
@@ -30,17 +30,19 @@ class Bounds(NamedTuple):
     Attributes:
         offsets: the token at which each begins, and the number of tokens, int32 [documents + 1]; None where every row
             is one document and stays a row, which is faster.
-        tiles: of queries that see a sink behind their window (model/sinks.py); None without sinks.
+        starts, documents, tokens: where the sinks are (model/sinks.py); None without.
         longest: no document is longer; 0 without offsets.
     """
 
     offsets: Tensor | None = None
-    tiles: Tensor | None = None
+    starts: Tensor | None = None
+    documents: Tensor | None = None
+    tokens: Tensor | None = None
     longest: int = 0
 
 
 def document_bounds(places: Places, reach: Reach, n_documents: int | None = None, as_rows: bool = False) -> Bounds:
-    """Where documents begin, and the tiles of their sinks.
+    """Where documents begin, and their sinks.
 
     Args:
         n_documents: their number (model/context.py), so that nobody has to wait until the device has counted them.
@@ -51,12 +53,12 @@ def document_bounds(places: Places, reach: Reach, n_documents: int | None = None
     if as_rows and not reach.sinks:
         return Bounds()
     offsets = document_offsets(places, n_documents)
-    tiles = sink_tiles(offsets, B * T, reach.window) if reach.sinks else None
-    if offsets.is_cuda:  # so that another number of documents compiles nothing again
-        for counted, dim in ((offsets, 0), (tiles, 1)):
-            if counted is not None:
-                torch._dynamo.mark_dynamic(counted, dim)
-    return Bounds(None, tiles) if as_rows else Bounds(offsets, tiles, T)
+    starts, documents, tokens = sinks_of(offsets, B * T, reach.sinks) if reach.sinks else (None, None, None)
+    if not as_rows and offsets.is_cuda:  # so that another number of documents compiles nothing again
+        for counted in (offsets, tokens):
+            if counted is not None and len(counted) > 1:
+                torch._dynamo.mark_dynamic(counted, 0)
+    return Bounds(None if as_rows else offsets, starts, documents, tokens, 0 if as_rows else T)
 
 
 def document_offsets(places: Places, n_documents: int | None = None) -> Tensor:
@@ -80,7 +82,7 @@ def attend_varlen(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask: Mask, sc
     from torch.nn.attention.varlen import varlen_attn
 
     assert isinstance(mask.form, Bounds)
-    offsets, _, longest = mask.form
+    offsets, longest = mask.form.offsets, mask.form.longest
     assert offsets is not None
     B, T = q_BHTD.shape[0], q_BHTD.shape[2]
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))
@@ -104,20 +106,20 @@ def attend_flash(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask, sca
 @torch.library.custom_op(OPERATOR, mutates_args=())
 def flash(
     q: Tensor, k: Tensor, v: Tensor, package: str, scale: float, causal: bool, window: int, sinks: int,
-    offsets: Tensor | None, tiles: Tensor | None, longest: int,
+    offsets: Tensor | None, starts: Tensor | None, documents: Tensor | None, tokens: Tensor | None, longest: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and log-sum-exp of rows [B, T, H, D] and [B, H, T], or, with offsets, of tokens [N, H, D] and [H, N]."""
     out, lse = PACKAGES[package].forward(q, k, v, Call(scale, causal, window, offsets, longest))
     if sinks:
-        assert tiles is not None
-        add_sinks_(out, lse, q, k, v, tiles, window, sinks, scale)
+        assert starts is not None
+        add_sinks_(out, lse, q, k, v, starts, window, sinks, scale)
     return out, lse
 
 
 @flash.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, package: str, scale: float, causal: bool, window: int, sinks: int,
-    offsets: Tensor | None, tiles: Tensor | None, longest: int,
+    offsets: Tensor | None, starts: Tensor | None, documents: Tensor | None, tokens: Tensor | None, longest: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32).transpose(-1, -2).contiguous()
     return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
@@ -126,7 +128,8 @@ def _(
 @torch.library.custom_op(f"{OPERATOR}_backward", mutates_args=())
 def flash_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, package: str, scale: float, causal: bool,
-    window: int, sinks: int, offsets: Tensor | None, tiles: Tensor | None, longest: int,
+    window: int, sinks: int, offsets: Tensor | None, starts: Tensor | None, documents: Tensor | None,
+    tokens: Tensor | None, longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of queries, keys and values."""
     dout = dout.contiguous()
@@ -138,27 +141,29 @@ def flash_backward(
             Call(scale, causal, window, offsets, longest),
         )  # fmt: skip
     if sinks:
-        assert tiles is not None
-        add_sink_gradients_(dq, dk, dv, q, k, v, out, dout, lse, tiles, window, sinks, scale)
+        assert starts is not None and documents is not None and tokens is not None
+        where = Sinks(starts, documents, tokens)
+        add_sink_gradients_(dq, dk, dv, q, k, v, out, dout, lse, where, window, sinks, scale)
     return dq, dk, dv
 
 
 @flash_backward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, package: str, scale: float, causal: bool,
-    window: int, sinks: int, offsets: Tensor | None, tiles: Tensor | None, longest: int,
+    window: int, sinks: int, offsets: Tensor | None, starts: Tensor | None, documents: Tensor | None,
+    tokens: Tensor | None, longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.numbers, offsets, tiles, ctx.longest = inputs
-    ctx.save_for_backward(q, k, v, *output, offsets, tiles)
+    q, k, v, *ctx.numbers, offsets, starts, documents, tokens, ctx.longest = inputs
+    ctx.save_for_backward(q, k, v, *output, offsets, starts, documents, tokens)
 
 
 def _gradients(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, offsets, tiles = ctx.saved_tensors
-    return *flash_backward(q, k, v, out, dout, lse, *ctx.numbers, offsets, tiles, ctx.longest), *[None] * 8
+    q, k, v, out, lse, *bounds = ctx.saved_tensors
+    return *flash_backward(q, k, v, out, dout, lse, *ctx.numbers, *bounds, ctx.longest), *[None] * 10
 
 
 flash.register_autograd(_gradients, setup_context=_save)

@@ -10,8 +10,8 @@ Example: window weight exp(lse_w) = 6 and two sinks with exp(score) 1 and 3: out
 A sink that the window already holds counts once: it is left out here.
 
 Backward, FlashAttention needs no change: from the merged out and lse it makes the window's gradients as they
-are under the whole softmax. The kernels (model/sink_kernels.py) add those of the sinks. So nothing is kept but what
-attention keeps anyway. They go through tiles of queries of one document that see at least one sink behind their window.
+are under the whole softmax. The kernels (model/sink_kernels.py) add those of the sinks, by matrix products of
+16 keys. So nothing is kept but what attention keeps anyway.
 
 Shapes: N tokens of all rows, H query heads, K key heads, D and V widths of keys and values, S sinks. Rows of one
 document each may also come as [B, T, ..], and `lse` as [B, H, T].
@@ -19,98 +19,72 @@ document each may also come as [B, T, ..], and `lse` as [B, H, T].
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-TILE, WARPS = 64, 4  # queries of a program of the kernels, and their threads by 32
+BLOCK = 64
 
 
-def sink_tiles(offsets: Tensor, tokens: int, window: int) -> Tensor:
-    """Tiles of queries that see a sink behind their window, int32 [4, tiles]: where the document begins, the first
-    query, where the document ends, and its number among those longer than the window. Tiles to spare end at 0.
+class Sinks(NamedTuple):
+    """Where they are, all int32.
 
-    Example: window 2, tiles of 4 queries, documents of 9 and 2 tokens: (0, 2, 9, 0), (0, 6, 9, 0),
-    and none of the second.
+    Attributes:
+        starts: the token at which the document of each token begins, [N].
+        documents: which document each token belongs to, [N].
+        tokens: that are sinks, [documents * S].
+    """
+
+    starts: Tensor
+    documents: Tensor
+    tokens: Tensor
+
+
+def sinks_of(offsets: Tensor, n_tokens: int, sinks: int) -> Sinks:
+    """Example: documents of 3 and 2 tokens, one sink: starts 0 0 0 3 3, documents 0 0 0 1 1, tokens 0 3.
 
     Args:
         offsets: the token at which each document begins, and the number of tokens, int32 [documents + 1].
     """
-    n_documents = len(offsets) - 1
-    far = (offsets.diff() - window).clamp(min=0)
-    counts = (far + TILE - 1) // TILE
-    ends = counts.cumsum(dim=0)
-    # As many as there can be: what there are, the device alone knows. One alone would be compiled for itself.
-    n_tiles = max(2, tokens // TILE + min(n_documents, tokens // (window + 1)))
-    number = torch.arange(n_tiles, device=offsets.device)
-    document = torch.searchsorted(ends, number, right=True).clamp(max=n_documents - 1)
-    start = offsets[document]
-    first = start + window + (number - (ends - counts)[document]) * TILE
-    end = torch.where(number < ends[-1], offsets[document + 1], 0)
-    return torch.stack((start, first, end, (far > 0).cumsum(dim=0)[document] - 1)).int()
+    number = torch.arange(n_tokens, dtype=torch.int32, device=offsets.device)
+    documents = torch.searchsorted(offsets, number, right=True, out_int32=True) - 1
+    # A document shorter than its sinks has gradients of zero there, and adds them to some other token.
+    tokens = offsets[:-1, None] + torch.arange(sinks, dtype=torch.int32, device=offsets.device)
+    return Sinks(offsets[documents], documents, tokens.flatten().clamp(max=n_tokens - 1))
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, sinks: int) -> dict[str, int]:
     D, V = q.shape[-1], v.shape[-1]
     padded = [1 << (max(width, 16) - 1).bit_length() for width in (D, V, sinks)]  # what a matrix product takes
-    return {"K": k.shape[-2], "D": D, "V": V, "S": sinks, **dict(zip(("DP", "VP", "SP"), padded, strict=True))}
+    names = {"H": q.shape[-2], "K": k.shape[-2], "D": D, "V": V, "S": sinks, "BLOCK": BLOCK}
+    return names | dict(zip(("DP", "VP", "SP"), padded, strict=True))
 
 
 def add_sinks_(
-    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, window: int, sinks: int, scale: float
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, window: int, sinks: int, scale: float
 ) -> None:
     """Adds the first `sinks` keys of each document to `out` and `lse` of attention over a window."""
     from model.sink_kernels import merge
 
-    H, T = lse.shape[-2:]
-    merge[H, tiles.shape[1]](
-        q,
-        k,
-        v,
-        out,
-        lse,
-        tiles,
-        lse.numel() // H,
-        T,
-        scale,
-        window,
-        H=H,
-        BLOCK=TILE,
-        num_warps=WARPS,
-        **_sizes(q, k, v, sinks),
-    )
+    N, (H, T) = len(starts), lse.shape[-2:]
+    merge[-(-N // BLOCK), H](q, k, v, out, lse, starts, N, T, scale, window, **_sizes(q, k, v, sinks))
 
 
 def add_sink_gradients_(
     dq: Tensor, dk: Tensor, dv: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor,
-    tiles: Tensor, window: int, sinks: int, scale: float,
+    where: Sinks, window: int, sinks: int, scale: float,
 ) -> None:  # fmt: skip
     """Adds what the sinks have in the gradients; `out` and `lse` are the merged ones."""
-    from model.sink_kernels import add_sums, merge_backward
+    from model.sink_kernels import merge_backward
 
-    H, T = lse.shape[-2:]
-    N, sizes = lse.numel() // H, _sizes(q, k, v, sinks)
-    K, D, V = sizes["K"], sizes["D"], sizes["V"]
-    most_documents = max(1, min(tiles.shape[1], N // (window + 1)))
-    sums = torch.zeros(most_documents * K * sinks * (D + V), dtype=torch.float32, device=q.device)
-    of_keys, of_values = sums.split((most_documents * K * sinks * D, most_documents * K * sinks * V))
-    merge_backward[H, tiles.shape[1]](
-        q,
-        k,
-        v,
-        out,
-        dout,
-        lse,
-        tiles,
-        dq,
-        of_keys,
-        of_values,
-        N,
-        T,
-        scale,
-        window,
-        H=H,
-        BLOCK=TILE,
-        num_warps=WARPS,
-        **sizes,
-    )
-    add_sums[K, tiles.shape[1]](dk, dv, of_keys, of_values, tiles, window, **sizes)
+    N, (H, T), n_sinks = len(where.starts), lse.shape[-2:], len(where.tokens)
+    (K, D), V = k.shape[-2:], v.shape[-1]
+    sums = torch.zeros(n_sinks * K * (D + V), dtype=torch.float32, device=q.device)
+    dk_sums, dv_sums = sums[: n_sinks * K * D].view(-1, K, D), sums[n_sinks * K * D :].view(-1, K, V)
+    merge_backward[-(-N // BLOCK), H](
+        q, k, v, out, dout, lse, where.starts, where.documents, dq, dk_sums, dv_sums, N, T, scale, window,
+        **_sizes(q, k, v, sinks),
+    )  # fmt: skip
+    dk.view(N, K, D).index_add_(0, where.tokens, dk_sums.to(dk.dtype))
+    dv.view(N, K, V).index_add_(0, where.tokens, dv_sums.to(dv.dtype))

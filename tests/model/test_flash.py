@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from model import flash, flash_packages
 from model.backends import attend, choose, make_mask
 from model.context import EVERYTHING, Places, Reach, count_documents, visible
-from model.sinks import add_sink_gradients_, add_sinks_, sink_tiles
+from model.sinks import Sinks, add_sink_gradients_, add_sinks_, sinks_of
 from tests.model.small import places
 from tests.model.test_attention import case
 
@@ -27,11 +27,11 @@ def test_sinks_are_added_to_a_window_exactly(window, sinks, lengths, monkeypatch
     """The kernels themselves, by Triton's interpreter, which needs a process without compiled ones."""
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("model.sinks.TILE", 16)
     where = places(lengths) if lengths else Places(torch.arange(50).expand(2, 50))  # None: rows stay rows
     B, T = where.positions.shape
     bounds = flash.document_bounds(where, Reach(window, sinks), as_rows=True)
     assert (bounds.offsets is None) is (lengths is None)
+    where_sinks = Sinks(bounds.starts, bounds.documents, bounds.tokens)
     q, k, v = (torch.randn(B, T, heads, 24, requires_grad=True) for heads in (4, 2, 2))
     heads = [x.transpose(1, 2).repeat_interleave(4 // x.shape[2], dim=1) for x in (q, k, v)]
     scores = (heads[0] @ heads[1].mT * 0.3).masked_fill(~visible(where, where, Reach(window)), -math.inf)
@@ -52,10 +52,10 @@ def test_sinks_are_added_to_a_window_exactly(window, sinks, lengths, monkeypatch
         return (x if lengths is None else x[0]).detach().contiguous()
 
     out, lse, q, k, v, upstream, *gradients = map(as_given, (out, lse, q, k, v, upstream, *parts))
-    add_sinks_(out, lse, q, k, v, bounds.tiles, window, sinks, 0.3)
+    add_sinks_(out, lse, q, k, v, bounds.starts, window, sinks, 0.3)
     torch.testing.assert_close(out, as_given(oracle), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse, as_given(exact.logsumexp(-1)), atol=1e-5, rtol=1e-5)
-    add_sink_gradients_(*gradients, q, k, v, out, upstream, lse, bounds.tiles, window, sinks, 0.3)
+    add_sink_gradients_(*gradients, q, k, v, out, upstream, lse, where_sinks, window, sinks, 0.3)
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, as_given(theirs), atol=1e-4, rtol=1e-4)
 
@@ -63,10 +63,10 @@ def test_sinks_are_added_to_a_window_exactly(window, sinks, lengths, monkeypatch
 def test_documents_become_offsets_of_rows_laid_end_to_end():
     where = Places(torch.tensor([[0, 1, 0], [0, 1, 0]]), torch.tensor([[0, 0, 1], [0, 0, -1]]))
     bounds = flash.document_bounds(where, EVERYTHING)
-    assert (bounds.offsets.tolist(), bounds.tiles, bounds.longest) == ([0, 2, 3, 5, 6], None, 3)
+    assert (bounds.offsets.tolist(), bounds.starts, bounds.longest) == ([0, 2, 3, 5, 6], None, 3)
     rows = Places(torch.zeros(2, 3, dtype=torch.int64))
     assert flash.document_bounds(rows, EVERYTHING).offsets.tolist() == [0, 3, 6]
-    assert flash.document_bounds(rows, EVERYTHING, as_rows=True) == (None, None, 0)
+    assert flash.document_bounds(rows, EVERYTHING, as_rows=True) == (None, None, None, None, 0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -88,20 +88,16 @@ def test_the_offsets_are_those_that_counting_on_the_device_gave(rows, padding):
         assert found.dtype == torch.int32 and found.tolist() == offsets.tolist()
 
 
-@settings(max_examples=100, deadline=None)
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8), window=st.integers(1, 30), tile=st.integers(1, 20))
-def test_tiles_hold_each_query_beyond_the_window_of_its_document_once(lengths, window, tile):
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), sinks=st.integers(1, 4))
+def test_every_token_knows_its_document_and_the_sinks_are_its_first(lengths, sinks):
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.sinks.TILE", tile)
-        tiles = sink_tiles(offsets, sum(lengths), window).T.tolist()
-    held = [(start, n, slot) for start, first, end, slot in tiles for n in range(first, min(first + tile, end))]
-    longer = [i for i, length in enumerate(lengths) if length > window]
-    assert held == [
-        (int(offsets[i]), n, longer.index(i))
-        for i in longer
-        for n in range(int(offsets[i]) + window, int(offsets[i + 1]))
-    ]
+    found = sinks_of(offsets, sum(lengths), sinks)
+    assert all(x.dtype == torch.int32 for x in found)
+    assert found.documents.tolist() == [i for i, length in enumerate(lengths) for _ in range(length)]
+    assert found.starts.tolist() == offsets[found.documents].tolist()
+    wanted = [min(begin + s, sum(lengths) - 1) for begin in offsets[:-1].tolist() for s in range(sinks)]
+    assert found.tokens.tolist() == wanted
 
 
 @pytest.mark.parametrize(

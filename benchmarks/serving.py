@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.serving_steps import beside_and_alone, joining, step_costs
+from benchmarks.serving_steps import beside_and_alone, bytes_read, joining, step_costs
 from model.config import ModelConfig
 from model.decoder import Decoder
 from serving.engine import Engine
@@ -183,7 +183,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     logging.disable_progress_bar()
     exported = open_export(folder, arguments.device)
     dtype = exported.model.embedding.weight.dtype
-    n_parameters = sum(p.numel() for p in exported.model.parameters())
+    n_parameters = bytes_read(exported.model) // dtype.itemsize
     print(f"{torch.get_num_threads()} threads, {arguments.device}, {dtype}, {n_parameters:,} parameters", flush=True)
     works = [Work.drawn(exported, n, arguments.prompt, arguments.tokens) for n in arguments.concurrent]
     # Ours alone comes first: transformers' continuous batching takes what memory a GPU has left, and keeps it.
@@ -251,7 +251,8 @@ def costs(exported: Exported, work: Work, arguments: argparse.Namespace, n_param
         print(
             f"  1 alone    --compile {compiled}: {cost['engine_ms']:.3f} ms a token, step {cost['step_ms']:.3f}; "
             f"{cost['launches']} launches, {cost['kernels']} kernels or operations, {cost['kernels'] / layers:.1f} a "
-            f"layer; weights at 4.26 TB/s {cost['limit_ms']:.3f} ms; {cost['first_seconds']:.1f} s the first time",
+            f"layer; {cost['megabytes']:.0f} MB of weights at {cost['gigabytes_per_second']:.1f} GB/s "
+            f"{cost['limit_ms']:.3f} ms; {cost['first_seconds']:.1f} s the first time",
             flush=True,
         )
         beside = cost["step_ms"] / cost["limit_ms"]

@@ -12,15 +12,18 @@ A row that is in use but takes part with no token of its own (a prompt that is s
 at its next place: what the step writes there is overwritten by whatever comes next.
 
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
-the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py).
+the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py, and for one row
+kernels.py). Guesses are recorded as well, where no layer has a window.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +33,9 @@ from model.decoder import Decoder
 from serving.rows import Rows
 from serving.single import Single
 from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from serving.kernels import Kernels
 
 log = logging.getLogger("millrace.serving")
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -67,12 +73,13 @@ class Reader:
                     )
             self.single = Single(model, self.caches, capacity) if Single.serves(model) else None
         self.overwritten: list[tuple[Tensor, Tensor, Tensor]] = []  # of rings, by the last guesses
-        self.graphs: dict[tuple[int, int], Graph] = {}
+        self.graphs: dict[tuple[int, int, bool], Graph] = {}
         # experts in another type than bf16, and packed ones, ask how many tokens each has, which no graph can
         asks = bool(model.config.n_experts) and model.embedding.weight.dtype != torch.bfloat16
         self.use_graphs = self.device.type == "cuda" and not asks
         few = self.use_graphs and Rows.serves(model)
         self.rows = Rows(model, capacity, compiled) if few else None
+        self.kernels = self._own_kernels() if self.rows and self.rows.is_compiled else None
 
     @property
     def n_bytes(self) -> int:
@@ -117,6 +124,8 @@ class Reader:
     @torch.inference_mode()
     def guess(self, tokens: Sequence[int], start: int) -> Tensor:
         """Reads tokens into the first row, all but the first of which are guesses. Logits behind each, [T, V]."""
+        if self.rows is not None and not any(cache.slots.window for cache in self.caches):  # a ring has no room beside
+            return self._replayed(tokens, [start + place for place in range(len(tokens))], shared=True)
         positions = torch.arange(start, start + len(tokens), device=self.device)
         self.overwritten = []
         for cache in self.caches:
@@ -137,32 +146,54 @@ class Reader:
         """One token for each of the first rows, which have read so many before. Logits behind each, [B, V]."""
         if len(tokens) == 1 and self.single is not None:
             return self.single.step(tokens[0], read[0])[None]
-        n, length = self._rounded(len(tokens)), self._length(max(read) + 1)
-        beside = n - len(tokens)
-        inputs = torch.tensor([*tokens, *[0] * beside])[:, None]
-        positions = torch.tensor([*read, *[0] * beside])[:, None]
-        if not self.use_graphs:
-            caches = [cache.part(0, n, length) for cache in self.caches]
-            return self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[: len(tokens), 0]
-        if (n, length) not in self.graphs:
-            self.graphs[n, length] = self._graph(n, length, inputs, positions)
-        return self.graphs[n, length].run(inputs, positions)[: len(tokens)]
+        if self.use_graphs:
+            return self._replayed(tokens, read)
+        caches = [cache.part(0, len(tokens), self._length(max(read) + 1)) for cache in self.caches]
+        inputs_B1, positions_B1 = (torch.tensor(some, device=self.device)[:, None] for some in (tokens, read))
+        return self.model.extend(inputs_B1, positions_B1, caches)[:, 0]
 
-    def _graph(self, n: int, length: int, inputs: Tensor, positions: Tensor) -> Graph:
-        caches = [cache.part(0, n, length) for cache in self.caches]
-        if self.rows is None:
-            return Graph(lambda i, p: self.model.extend(i, p, caches)[:, 0], inputs, positions, self.device)
-        rows = self.rows
-        whole = [cache.part(0, n, self.capacity) for cache in self.caches]
+    def _replayed(self, tokens: Sequence[int], positions: Sequence[int], shared: bool = False) -> Tensor:
+        """A step of the graph for so many rows, or tokens of the first row; what is beside them repeats the last one
+        of a shared row, and else stands where nothing has been read."""
+        beside = self._rounded(len(tokens)) - len(tokens)
+        token, position = (tokens[-1], positions[-1]) if shared else (0, 0)
+        inputs_B1 = torch.tensor([*tokens, *[token] * beside])[:, None]
+        positions_B1 = torch.tensor([*positions, *[position] * beside])[:, None]
+        alone = self.kernels is not None and len(tokens) == 1 and not shared  # one recording serves all lengths
+        key = len(inputs_B1), self.capacity if alone else self._length(max(positions) + 1), shared
+        if key not in self.graphs:
+            self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
+        return self.graphs[key].run(inputs_B1, positions_B1)[: len(tokens)]
+
+    def _graph(self, n: int, length: int, shared: bool, inputs: Tensor, positions: Tensor) -> Graph:
         try:
-            return Graph(lambda i, p: rows.step(i, p, whole, length), inputs, positions, self.device)
+            return Graph(self._recorded(n, length, shared), inputs, positions, self.device)
         except Exception:
-            if not rows.is_compiled:
+            if self.rows is None or not self.rows.is_compiled:
                 raise
             log.exception("the step could not be compiled; it goes on as it is")
             self.graphs.clear()  # they read matrices and tables of the old Rows, by address
-            self.rows = Rows(self.model, self.capacity, "false")
-            return self._graph(n, length, inputs, positions)
+            self.kernels, self.rows = None, Rows(self.model, self.capacity, "false")
+            return self._graph(n, length, shared, inputs, positions)
+
+    def _recorded(self, n: int, length: int, shared: bool) -> Step:
+        if self.rows is None:
+            caches = [cache.part(0, n, length) for cache in self.caches]
+            return lambda i, p: self.model.extend(i, p, caches)[:, 0]
+        if self.kernels is not None and n == 1 and not shared:
+            return self.kernels.step
+        rows, whole = self.rows, [cache.part(0, 1 if shared else n, self.capacity) for cache in self.caches]
+        return lambda i, p: rows.step(i, p, whole, length, shared)
+
+    def _own_kernels(self) -> Kernels | None:
+        """For one row, where this machine and this decoder have them."""
+        if importlib.util.find_spec("triton") is None:
+            return None
+        from serving.kernels import Kernels
+
+        if self.rows is None or not Kernels.serves(self.model):
+            return None
+        return Kernels(self.model, self.caches, self.capacity, self.rows.joined)
 
     def move(self, source: int, target: int, read: int) -> None:
         """Gives a sequence that has read so many tokens another row."""

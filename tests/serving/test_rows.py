@@ -40,7 +40,7 @@ def test_compiled_once_for_all_layers():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     equal_to_the_decoder(decoder(n_layers=4, fused_qkv=True), "true")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -57,9 +57,9 @@ def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
     reader = Reader(model, 4, CAPACITY)
     first = reader.rows = Rows(model, CAPACITY, "true")
     one = torch.zeros(1, 1, dtype=torch.long)
-    reader.graphs[1, CAPACITY] = reader._graph(1, CAPACITY, one, one)
+    reader.graphs[1, CAPACITY, False] = reader._graph(1, CAPACITY, False, one, one)
     assert reader.rows is first
-    reader._graph(2, CAPACITY, one, one)
+    reader._graph(2, CAPACITY, False, one, one)
     assert reader.rows is not first and not reader.graphs
 
 

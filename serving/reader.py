@@ -61,6 +61,11 @@ class Reader:
             )
         self.model, self.n_rows, self.capacity = model, n_rows, capacity
         self.device = model.embedding.weight.device
+        if compiled != "false" and not Rows.serves(model):
+            raise BadInput(
+                f"--compile {compiled}: experts, latent attention, matrices in 8 or 4 bits and attention of one's own "
+                "take the decoder's own step, which is not compiled; leave it out"
+            )
         if compiled != "false" and self.device.type != "cuda":
             raise BadInput(f"--compile {compiled}: a step is compiled on a GPU alone; leave it out on a CPU")
         with torch.inference_mode():

@@ -63,6 +63,27 @@ def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
     assert reader.rows is not first and not reader.graphs
 
 
+@pytest.mark.parametrize("variant", ["cache of one's own", "experts", "latent"])
+def test_compiling_what_is_not_compiled_is_refused(variant):
+    with pytest.raises(BadInput, match="--compile true: experts, latent attention"):
+        Reader(decoder(**VARIANTS[variant]), 1, CAPACITY, "true")
+
+
+def test_guesses_are_rows_that_share_a_row_of_the_caches():
+    model, prompt = decoder(fused_qkv=True), tokens(1, 9)[0].tolist()
+    reader, right = Reader(model, 2, CAPACITY), Reader(model, 2, CAPACITY)
+    reader.fill(0, prompt, 0)
+    right.fill(0, prompt, 0)
+    with torch.inference_mode():
+        inputs, positions = [3, 5, 5, 2], [9, 10, 11, 12]
+        caches = [cache.part(0, 1, CAPACITY) for cache in reader.caches]
+        found = Rows(model, CAPACITY, "false").step(
+            torch.tensor(inputs)[:, None], torch.tensor(positions)[:, None], caches, 16, shared=True
+        )
+        torch.testing.assert_close(found, right.guess(inputs, 9), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reader.step([7], [13]), right.step([7], [13]), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("compiled", ["true", "tuned"])
 def test_compiling_on_a_cpu_is_refused(compiled):
     with pytest.raises(BadInput, match=f"--compile {compiled}: a step is compiled on a GPU alone"):

@@ -107,8 +107,8 @@ def quantise(weights: dict[str, Tensor], names: list[str], bits: int, group_size
 
 
 def matrices(model: Decoder) -> list[str]:
-    """The tensors of its `state_dict()` that are quantised: embedding, linear layers, experts. Not the routers, and not a
-    subclass of nn.Linear, which may do something else with its weight."""
+    """The tensors of its `state_dict()` that are quantised: embedding, linear layers, experts. Not the routers, and
+    no subclass of nn.Linear, which may do something else with its weight."""
     names = ["embedding.weight"]
     for name, module in model.named_modules():
         if type(module) is nn.Linear and not name.endswith(".router"):

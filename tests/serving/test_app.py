@@ -124,7 +124,7 @@ def test_a_chat_sends_no_special_tokens_of_its_own(client, exported):
         ("completions", {"seed": "1"}, 400, "seed: Input should be a valid integer"),
         ("completions", {"prompt": [True, 5]}, 400, "prompt"),
         ("completions", {"stream": 1}, 400, "stream: Input should be a valid boolean"),
-        ("chat/completions", {"logprobs": True, "top_logprobs": True}, 400, "top_logprobs: Input should be a valid int"),
+        ("chat/completions", {"logprobs": True, "top_logprobs": True}, 400, "top_logprobs: Input should be"),
         ("completions", {"temprature": 1}, 400, "temprature: is not known; did you mean temperature?"),
         ("chat/completions", {"stream_options": {"include_use": True}}, 400, "did you mean include_usage?"),
         ("chat/completions", {"zzzz": 1}, 400, "zzzz: is not known; leave it out"),

@@ -43,7 +43,7 @@ def test_the_plain_matrices_are_not_kept() -> None:
     assert [name for name, tensor in held.named_parameters() if tensor.ndim == 2] == ["embedding.weight"]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 65])
+@pytest.mark.parametrize("rows", [1, 2, 8, 65, 300])
 def test_any_number_of_rows(rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*size, generator=generator) for size in ((37, 20), (37,), (rows, 3, 20)))

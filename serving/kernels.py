@@ -15,7 +15,9 @@ nobody, and then waits for its input. Keys and values of earlier tokens were wri
 loaded before the wait as well. How many there are is read on the device: one recording serves all lengths.
 
 `Kernels.serves` says which decoders: RMS norms before each branch and of the heads, rotation, silu gates, no biases,
-no windows; others take rows.py. Sums are in fp32; logits differ from the decoder's by rounding in bf16.
+no windows. Sums are in fp32; logits differ from the decoder's by rounding in bf16. A first form of these was measured
+(docs/serving.md); this one, which loads keys before it waits, ran in Triton's interpreter and was compiled only, so
+it is asked for by `--compile kernels`, and its first step is compared with the decoder's own.
 
 Shapes: N outputs, K inputs, H query heads, D width of a head, S slots.
 """
@@ -120,7 +122,7 @@ def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_
         tl.extra.cuda.gdc_launch_dependents()
     head = tl.program_id(0)
     key_head = head // GROUP
-    position = tl.load(position_ptr)
+    position = tl.load(position_ptr).to(tl.int32)
     half, d, s = tl.arange(0, D // 2), tl.arange(0, D), tl.arange(0, BLOCK)
     keys, values = keys_ptr + key_head * row_stride, values_ptr + key_head * row_stride
     place, held = s[:, None] * D, s[:, None] < position

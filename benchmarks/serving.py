@@ -10,8 +10,8 @@ counts; CPU seconds are those of the process with all its threads, for machines 
 warmed up by one round first. Of more than ONE_BY_ONE requests one after the other, so many are timed and the others
 are taken to last as long.
 
-Then what one token alone costs, how long a request that joins waits, and what running together changes
-(benchmarks/serving_steps.py). The bars at the end are those that were set before anything was measured.
+Then how long a request that joins waits, and what running together changes (benchmarks/serving_steps.py); what one
+token alone costs is benchmarks/serving_alone.py. The bars at the end were set before anything was measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.serving_steps import beside_and_alone, joining, step_costs
+from benchmarks.serving_steps import beside_and_alone, bytes_read, joining
 from model.config import ModelConfig
 from model.decoder import Decoder
 from serving.engine import Engine
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=0, help="random weights of this width, with heads of 64")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--compile", choices=["true", "false", "tuned"], help="our step on a GPU [default: true there]")
+    parser.add_argument(
+        "--compile", choices=["true", "false", "tuned", "kernels"], help="our step on a GPU [default: true there]"
+    )
     arguments = parser.parse_args()
     arguments.compile = arguments.compile or str(arguments.device == "cuda").lower()
     with tempfile.TemporaryDirectory() as base:
@@ -183,12 +185,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     logging.disable_progress_bar()
     exported = open_export(folder, arguments.device)
     dtype = exported.model.embedding.weight.dtype
-    n_parameters = sum(p.numel() for p in exported.model.parameters())
+    n_parameters = bytes_read(exported.model) // dtype.itemsize
     print(f"{torch.get_num_threads()} threads, {arguments.device}, {dtype}, {n_parameters:,} parameters", flush=True)
     works = [Work.drawn(exported, n, arguments.prompt, arguments.tokens) for n in arguments.concurrent]
     # Ours alone comes first: transformers' continuous batching takes what memory a GPU has left, and keeps it.
     bars = [bar for work in works if len(work.prompts) > 1 for bar in waits(exported, work, arguments)]
-    bars += costs(exported, works[-1], arguments, n_parameters)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(arguments.device).eval()
     for concurrent, work in zip(arguments.concurrent, works, strict=True):
         kinds = [PEER] if concurrent == 1 else [PEER, STATIC, CONTINUOUS]
@@ -240,27 +241,6 @@ def waits(exported: Exported, work: Work, arguments: argparse.Namespace) -> list
         (f"first token beside {n - 1}, ms", wait["joined_ms"], f"at most {most:.1f}", wait["joined_ms"] <= most),
         (f"logits of {n} beside alone", told["logit"], f"within {near:g}", max(told["logit"], told["lead"]) <= near),
     ]
-
-
-def costs(exported: Exported, work: Work, arguments: argparse.Namespace, n_parameters: int) -> list:
-    """Of one token of one sequence."""
-    bars = []
-    for compiled in ("false", "true", "tuned") if arguments.device == "cuda" else ("false",):
-        cost = step_costs(exported, work.prompts[0], arguments.tokens, compiled)
-        layers = len(exported.model.blocks)
-        print(
-            f"  1 alone    --compile {compiled}: {cost['engine_ms']:.3f} ms a token, step {cost['step_ms']:.3f}; "
-            f"{cost['launches']} launches, {cost['kernels']} kernels or operations, {cost['kernels'] / layers:.1f} a "
-            f"layer; weights at 4.26 TB/s {cost['limit_ms']:.3f} ms; {cost['first_seconds']:.1f} s the first time",
-            flush=True,
-        )
-        beside = cost["step_ms"] / cost["limit_ms"]
-        about = f"one token alone, --compile {compiled}"
-        if n_parameters < 5e8:
-            bars.append((f"{about}, ms", cost["step_ms"], "at most 0.35", cost["step_ms"] <= 0.35))
-        else:
-            bars.append((f"{about}, times what bandwidth allows", beside, "at most 1.5", beside <= 1.5))
-    return bars if arguments.device == "cuda" else []
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model.decoder import Decoder
+from model.reordered import ReorderedDecoder
 from serving.engine import Engine
 from serving.reader import Reader
 from serving.request import Request
@@ -34,7 +36,7 @@ def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int, compiled
     The step by itself is on a GPU the recorded graph, replayed without a word from the host.
     """
     engine, times = Engine(Reader(exported.model, 1, exported.context_length, compiled), exported.tokenizer), []
-    begun, seconds = time.perf_counter(), 0.0
+    begun, seconds, on_gpu = time.perf_counter(), 0.0, exported.device == "cuda"
     for _ in range(2):  # the first one records the graphs
         times = []
         engine.submit(Request(tuple(prompt), n_steps), lambda piece: times.append(time.perf_counter()))  # noqa: B023
@@ -49,16 +51,33 @@ def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int, compiled
         else:
             reader.step([prompt[0]], [place])
 
-    weights = sum(p.nbytes for p in exported.model.parameters())
-    if exported.model.head is not None:  # of an embedding that is not the head one row is read
-        weights -= exported.model.embedding.weight.nbytes
+    n_bytes = bytes_read(exported.model)
     return {
         "first_seconds": seconds,
         "engine_ms": 1e3 * statistics.median(b - a for a, b in itertools.pairwise(times)),
-        "step_ms": 1e3 * seconds_of(step, n_steps, exported.device == "cuda"),
-        "limit_ms": 1e3 * weights / H200_BYTES_PER_SECOND,
-        **launches(step, exported.device == "cuda"),
+        "step_ms": 1e3 * seconds_of(step, n_steps, on_gpu),
+        "megabytes": n_bytes / 1e6,
+        "gigabytes_per_second": (bandwidth := H200_BYTES_PER_SECOND if on_gpu else cpu_bandwidth()) / 1e9,
+        "limit_ms": 1e3 * n_bytes / bandwidth,
+        **launches(step, on_gpu),
     }
+
+
+def bytes_read(model: Decoder) -> int:
+    """Of the weights, for one token: all of them, but for an embedding that is not the head, of which one row is."""
+    tensors = (*model.parameters(), *model.buffers())
+    looked_up = model.head is not None or isinstance(model, ReorderedDecoder)
+    return sum(t.numel() * t.element_size() for t in tensors) - looked_up * model.embedding.weight.nbytes
+
+
+def cpu_bandwidth() -> float:
+    """Bytes per second that this many threads read, the best of five sums over 480 MB."""
+    numbers, best = torch.ones(120_000_000), float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - begun)
+    return numbers.nbytes / best
 
 
 def seconds_of(step: Callable[[], None], n_steps: int, on_gpu: bool) -> float:

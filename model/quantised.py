@@ -107,10 +107,11 @@ def quantise(weights: dict[str, Tensor], names: list[str], bits: int, group_size
 
 
 def matrices(model: Decoder) -> list[str]:
-    """The tensors of its `state_dict()` that are quantised: embedding, linear layers, experts. Not the routers."""
+    """The tensors of its `state_dict()` that are quantised: embedding, linear layers, experts. Not the routers, and
+    no subclass of nn.Linear, which may do something else with its weight."""
     names = ["embedding.weight"]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not name.endswith(".router"):
+        if type(module) is nn.Linear and not name.endswith(".router"):
             names.append(f"{name}.weight")
         elif isinstance(module, Experts):
             names += [f"{name}.{part}" for part in ("gate", "up", "down")]
@@ -213,7 +214,7 @@ class PackedDecoder(Decoder):
                 gate, up, down = (packed[f"{name}.{part}"] for part in ("gate", "up", "down"))
                 self.set_submodule(name, PackedExperts(module, gate, up, down, dynamic, one_row))
         for name, module in list(self.named_modules()):
-            if isinstance(module, nn.Linear) and (key := f"{name}.weight") in packed and key not in plain:
+            if type(module) is nn.Linear and (key := f"{name}.weight") in packed and key not in plain:
                 self.set_submodule(name, PackedLinear(packed[key], plain.get(f"{name}.bias"), dynamic, one_row))
         own = {key: tensor for key, tensor in plain.items() if key in self.state_dict()}
         self.load_state_dict(own, strict=False, assign=True)

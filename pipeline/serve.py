@@ -27,10 +27,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--compile",
     "compiled",
-    type=click.Choice(["auto", "true", "false", "tuned"]),
+    type=click.Choice(["auto", "true", "false", "tuned", "kernels"]),
     default="auto",
     show_default=True,
-    help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU. A CPU refuses it.",
+    help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU, for the "
+    "architectures that it serves; kernels: our own for one request alone. A CPU refuses it.",
 )
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="A file of keys, one a line. [default: MILLRACE_API_KEYS]"
@@ -67,6 +68,7 @@ def serve(
     from serving.engine import Engine
     from serving.gate import Limits, read_keys
     from serving.reader import Reader
+    from serving.rows import Rows
     from serving.run import listen, run
     from serving.worker import Worker
 
@@ -77,7 +79,8 @@ def serve(
     exported = opened(model, device)
     on_gpu = exported.device == "cuda"
     rows, chunk = rows or (64 if on_gpu else 8), chunk or (1024 if on_gpu else 256)
-    compiled = str(on_gpu).lower() if compiled == "auto" else compiled
+    if compiled == "auto":
+        compiled = "true" if on_gpu and Rows.serves(exported.model) else "false"
     reader = Reader(exported.model, rows, exported.context_length, compiled)
     worker = Worker(Engine(reader, exported.tokenizer, chunk, lookup), max_waiting)
     limits = Limits(body_bytes=max_body, request_seconds=timeout)

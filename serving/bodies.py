@@ -2,7 +2,8 @@
 
 Sampling knows more than OpenAI's: top_k, min_p, repetition_penalty (send them as `extra_body` of the client). A key
 that nobody knows is an error, so that a misspelt one does not go unnoticed; keys that change nothing here (`user`,
-`metadata`, `store`) are taken and passed over.
+`metadata`, `store`) are taken and passed over. Numbers are numbers: true, which Python counts as 1, is refused, and
+"1" too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 from model.sampling import Sampling
 
@@ -53,8 +54,8 @@ Format = Annotated[None, BeforeValidator(refuse_formats)]
 Stops = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=1000)]], Field(max_length=MOST_STOPS), BeforeValidator(listed)
 ]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Ids = list[Annotated[int, Field(ge=0)]]
+Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Ids = list[Annotated[StrictInt, Field(ge=0)]]
 
 
 class Strict(BaseModel):
@@ -62,30 +63,30 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
-    include_obfuscation: bool = False  # takes no effect
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False  # takes no effect
 
 
 class Body(Strict):
     """What both kinds of completion have."""
 
     model: Text = ""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0)] | None = None
+    min_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=10)] | None = None
+    presence_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
     seed: Seed | None = None
     stop: Stops = []
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
-    stream: bool | None = False
+    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = 1
+    stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    store: StrictBool | None = None
     logit_bias: Unsupported = None
 
     def sampling(self) -> Sampling:
@@ -108,10 +109,10 @@ class Body(Strict):
 
 class CompletionBody(Body):
     prompt: Text | Ids | list[Text] | list[Ids]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = False
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    echo: StrictBool | None = False
     suffix: Unsupported = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[StrictInt, Field(ge=1)] | None = None
 
     def prompts(self) -> list[str] | list[list[int]]:
         if isinstance(self.prompt, str):
@@ -143,9 +144,9 @@ class Message(Strict):
 
 class ChatBody(Body):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    logprobs: StrictBool | None = False
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: Format = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
@@ -154,7 +155,7 @@ class ChatBody(Body):
     audio: Unsupported = None
     modalities: Annotated[list[Literal["text"]], Field()] | None = None
     reasoning_effort: Unsupported = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: StrictBool | None = None
 
 
 def unknown_key(key: str, place: Sequence[int | str], path: str) -> str:

@@ -1,15 +1,20 @@
 """One token for each of many sequences, in few kernels: for a GPU, where a small model waits for launches.
 
 A decoder of twelve layers and 768 channels used to take 391 kernels a step on an H200, 1.05 ms, while its weights
-can be read in 0.06 ms. Here a layer is two functions of tensors alone, which torch.compile makes a few kernels of,
-with attention between them:
+can be read in 0.06 ms. Here a step is four functions of tensors alone, which torch.compile makes a few kernels of,
+with attention in the midst of each layer:
 
+    first     embeddings, rotations from a table, the slots to write to and what is not to be seen
     before    norm, one product for queries, keys and values, their norms, rotation, writing into the cache
-    attend    one kernel; what is not to be seen is added to the scores, as numbers made once a step
+    attend    one kernel; what is not to be seen is added to the scores
     after     output onto the residual, norm, one product for gate and up, activation, down onto the residual
+    last      norm, head
 
-Neither function sees how many slots are read, so each is compiled once for a number of rows and serves all layers
-and lengths. Rotations come from a table. Gate and up lie one behind the other in memory, as before but side by side.
+None sees how many slots are read, so each is compiled once for a number of rows and serves all layers and lengths.
+Gate and up lie one behind the other in memory, as before but side by side.
+
+Guesses are rows as well: tokens of one sequence, which write to different slots of one row of the caches and see up to
+their own places.
 
 Experts, latent attention, packed matrices and attention of one's own, subclasses of the built-in one too, take the
 decoder's own path. Norms and MLPs of one's own are called as they are.
@@ -34,6 +39,7 @@ from model.mlp import GatedMLP
 from model.rotary import rotation
 from serving.vectors import of_vectors
 
+ALIGNED = 16  # slots: attention would copy a mask whose rows begin anywhere
 MOST_COMPILED = 64  # numbers of rows times kinds of layers; beyond torch's 8 it would go on uncompiled
 
 
@@ -45,12 +51,17 @@ class Rows:
     """
 
     def __init__(self, model: Decoder, capacity: int, compiled: str):
-        self.model, self.before, self.after = model, before, after
-        self.is_compiled = compiled != "false"
+        self.model, self.is_compiled = model, compiled != "false"
+        self.first: Any = first
+        self.before: Any = before
+        self.after: Any = after
+        self.last: Any = last
         if self.is_compiled:
             torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MOST_COMPILED)
             options: dict[str, Any] = {"coordinate_descent_tuning": compiled == "tuned"}
-            self.before, self.after = (torch.compile(f, dynamic=False, options=options) for f in (before, after))
+            self.first, self.before, self.after, self.last = (
+                torch.compile(f, dynamic=False, options=options) for f in (first, before, after, last)
+            )
         self.tables: tuple[Tensor, Tensor] | None = None
         device = model.embedding.weight.device
         if model.config.positions == "rope":
@@ -65,23 +76,21 @@ class Rows:
             type(block.attention) is Attention and type(block.attention.output) is nn.Linear for block in model.blocks
         )
 
-    def step(self, inputs_B1: Tensor, positions_B1: Tensor, caches: Sequence[LayerCache], length: int) -> Tensor:
-        """Reads a token into each row, as far as `length` slots are in use. Logits behind each, [B, V]."""
-        positions_B = positions_B1[:, 0]
-        x_BC = self.model.embed(inputs_B1, positions_B1)[:, 0]
-        turn = None
-        if self.tables is not None:
-            turn = self.tables[0][positions_B][:, None, None], self.tables[1][positions_B][:, None, None]
-        places: dict[Slots, tuple[Tensor, Tensor]] = {}
+    def step(
+        self, inputs_B1: Tensor, positions_B1: Tensor, caches: Sequence[LayerCache], length: int, shared: bool = False
+    ) -> Tensor:
+        """Reads a token into each row of the caches, as far as `length` slots are in use. Logits behind each, [B, V].
+        Where the row is shared, all into the first."""
+        kinds = tuple(dict.fromkeys(cache.slots for cache in caches))
+        x_BC, rows_B, turn, seen_by = self.first(self.model, self.tables, kinds, inputs_B1, positions_B1, shared)
         for block, cache, gate_up in zip(self.model.blocks, caches, self.joined, strict=True):
             assert type(cache) is KeyValueCache and isinstance(block, Block)
-            if cache.slots not in places:
-                places[cache.slots] = seen(cache.slots, positions_B, length, x_BC.dtype)
-            slots_B, bias_B1S = places[cache.slots]
-            q_BHD = self.before(block, x_BC, turn, slots_B, cache.keys, cache.values)
-            y_BC = attend(q_BHD, cache, bias_B1S, block.attention.scale)  # type: ignore[arg-type]
+            slots_B, bias_BS = seen_by[kinds.index(cache.slots)]
+            q_BHD = self.before(block, x_BC, turn, rows_B, slots_B, cache.keys, cache.values)
+            n_slots = cache.slots.size if cache.slots.window else length
+            y_BC = attend(q_BHD, cache, bias_BS[:, None, None, :n_slots], block.attention.scale)  # type: ignore[arg-type]
             x_BC = self.after(block, gate_up, x_BC, y_BC)
-        return self.model.logits(of_vectors(self.model.final_norm, x_BC)[:, None])[:, 0]
+        return self.last(self.model, x_BC)
 
 
 def joined(mlp: nn.Module) -> Tensor | None:
@@ -94,30 +103,49 @@ def joined(mlp: nn.Module) -> Tensor | None:
     return both
 
 
-def seen(slots: Slots, positions_B: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The slot of each row's token, and what is added to scores: 0 for what a row sees, else minus infinity."""
-    place = torch.arange(slots.size if slots.window else length, device=positions_B.device)
-    hidden_BS = place > positions_B[:, None]  # a ring is filled from the left as well
-    bias_BS = torch.zeros_like(hidden_BS, dtype=dtype).masked_fill_(hidden_BS, float("-inf"))
-    return slots.slot(positions_B), bias_BS[:, None, None]
+def first(
+    model: Decoder, tables: tuple[Tensor, Tensor] | None, kinds: Sequence[Slots], inputs_B1: Tensor,
+    positions_B1: Tensor, shared: bool,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+    """Embeddings [B, C], the rows of the caches, rotations, and for each kind of cache what `seen` says."""
+    positions_B = positions_B1[:, 0]
+    x_BC = model.embed(inputs_B1, positions_B1)[:, 0]
+    rows_B = torch.zeros_like(positions_B) if shared else torch.arange(len(x_BC), device=x_BC.device)
+    turn = None
+    if tables is not None:
+        turn = tables[0][positions_B][:, None, None], tables[1][positions_B][:, None, None]
+    return x_BC, rows_B, turn, [seen(slots, positions_B, x_BC.dtype) for slots in kinds]
 
 
-def before(block: Block, x_BC: Tensor, turn: tuple[Tensor, Tensor] | None, slots_B: Tensor, keys_BKSD: Tensor,
-           values_BKSD: Tensor) -> Tensor:  # fmt: skip
+def last(model: Decoder, x_BC: Tensor) -> Tensor:
+    """Logits [B, V]."""
+    return model.logits(of_vectors(model.final_norm, x_BC)[:, None])[:, 0]
+
+
+def seen(slots: Slots, positions_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The slot of each token, and what is added to scores [B, S]: 0 for what it sees, else minus infinity."""
+    width = -(-slots.size // ALIGNED) * ALIGNED
+    hidden_BS = torch.arange(width, device=positions_B.device) > positions_B[:, None]  # a ring is filled from the left
+    bias_BS = torch.zeros_like(hidden_BS, dtype=dtype).masked_fill(hidden_BS, float("-inf"))
+    return slots.slot(positions_B), bias_BS
+
+
+def before(block: Block, x_BC: Tensor, turn: tuple[Tensor, Tensor] | None, rows_B: Tensor, slots_B: Tensor,
+           keys_BKSD: Tensor, values_BKSD: Tensor) -> Tensor:  # fmt: skip
     """Queries [B, H, D]; keys and values are in the cache."""
     attention: Attention = block.attention  # type: ignore[assignment]
     rotations = {} if turn is None else {attention.head_dim: turn}
     context = Context(Places(slots_B[:, None]), rotations, {})
     q, k, v = attention.project(of_vectors(block.attention_norm, x_BC)[:, None], context)
-    rows = torch.arange(len(x_BC), device=x_BC.device)
     for kept, new in ((keys_BKSD, k), (values_BKSD, v)):
-        kept[rows, :, slots_B] = new[:, :, 0].to(kept.dtype)
+        kept[rows_B, :, slots_B] = new[:, :, 0].to(kept.dtype)
     return q[:, :, 0]
 
 
 def attend(q_BHD: Tensor, cache: KeyValueCache, bias_B11S: Tensor, scale: float) -> Tensor:
     """[B, H * D]. Heads that share keys become queries of one head: no key is copied."""
     keys, values = (kept[:, :, : bias_B11S.shape[-1]] for kept in (cache.keys, cache.values))
+    keys, values = (kept.expand(len(q_BHD), -1, -1, -1) for kept in (keys, values))  # of a shared row
     q_BKGD = q_BHD.unflatten(1, (keys.shape[1], -1))
     bias_BKGS = bias_B11S.expand(*q_BKGD.shape[:3], -1)
     return F.scaled_dot_product_attention(q_BKGD, keys, values, bias_BKGS, scale=scale).flatten(1)

@@ -219,20 +219,24 @@ def open_export(place: str | Path, device: str = "cpu", dtype: torch.dtype | Non
 def open_plain(
     folder: Path, settings: Mapping[str, Any], length: int, device: str, dtype: torch.dtype | None
 ) -> Decoder:
-    """A decoder whose weights are held as they are."""
+    """A decoder whose weights are held as they are; in fp32 on a CPU in blocks (model/reordered.py)."""
     import torch
 
     from model.decoder import Decoder
+    from model.reordered import AVAILABLE, ReorderedDecoder
 
     try:
         config, tensors = fused(architecture_in(settings), our_tensors(settings, read_tensors(folder)))
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    if AVAILABLE and device == "cpu" and dtype == torch.float32:
+        weights = {name: tensors.pop(name).float() for name in list(tensors)}
+        return ReorderedDecoder(config, vocabulary_in(settings), length, weights)
     with torch.device("meta"):
         model = Decoder(config, vocabulary_in(settings), length)
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
-    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     return model.to(device=device, dtype=dtype).eval()
 
 

@@ -91,3 +91,21 @@ class OwnCache:
 
     def attend(self, *arguments):
         return self.kept.attend(*arguments)
+
+
+class Doubled(nn.Linear):
+    """The same weight with another forward."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Doubling(nn.Module):
+    """An MLP of two matrices, one of which is no plain one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.up, self.down = (kind(config.hidden_size, config.hidden_size) for kind in (Doubled, nn.Linear))
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))

@@ -119,6 +119,12 @@ def test_a_chat_sends_no_special_tokens_of_its_own(client, exported):
     ("path", "change", "status", "said"),
     [
         ("completions", {"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
+        ("completions", {"max_tokens": True}, 400, "max_tokens: Input should be a valid integer"),
+        ("completions", {"temperature": True}, 400, "temperature: Input should be a valid number"),
+        ("completions", {"seed": "1"}, 400, "seed: Input should be a valid integer"),
+        ("completions", {"prompt": [True, 5]}, 400, "prompt"),
+        ("completions", {"stream": 1}, 400, "stream: Input should be a valid boolean"),
+        ("chat/completions", {"logprobs": True, "top_logprobs": True}, 400, "top_logprobs: Input should be"),
         ("completions", {"temprature": 1}, 400, "temprature: is not known; did you mean temperature?"),
         ("chat/completions", {"stream_options": {"include_use": True}}, 400, "did you mean include_usage?"),
         ("chat/completions", {"zzzz": 1}, 400, "zzzz: is not known; leave it out"),

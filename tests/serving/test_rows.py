@@ -40,7 +40,7 @@ def test_compiled_once_for_all_layers():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     equal_to_the_decoder(decoder(n_layers=4, fused_qkv=True), "true")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -52,15 +52,60 @@ def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
             if reader.rows.is_compiled and reader.graphs:
                 raise RuntimeError("no compiler")
 
+        def run(self, inputs, positions):
+            return inputs
+
     monkeypatch.setattr("serving.reader.Graph", Recording)
     model = decoder()
     reader = Reader(model, 4, CAPACITY)
     first = reader.rows = Rows(model, CAPACITY, "true")
-    one = torch.zeros(1, 1, dtype=torch.long)
-    reader.graphs[1, CAPACITY] = reader._graph(1, CAPACITY, one, one)
+    reader._replayed([1], [0])
     assert reader.rows is first
-    reader._graph(2, CAPACITY, one, one)
-    assert reader.rows is not first and not reader.graphs
+    reader._replayed([1, 2], [0, 0])
+    assert not reader.rows.is_compiled and [key[0] for key in reader.graphs] == [2]
+
+
+def test_our_own_kernels_give_way_to_compiled_ones(monkeypatch, caplog):
+    class Recording:
+        def __init__(self, step, inputs, positions, device):
+            self.step = step
+
+        def run(self, inputs, positions):
+            return self.step(inputs, positions)
+
+    class Kernels:
+        def step(self, inputs, positions):
+            return torch.full((1, model.vocab_size), float("nan"))
+
+    monkeypatch.setattr("serving.reader.Graph", Recording)
+    model = decoder()
+    reader, right = Reader(model, 2, CAPACITY), Reader(model, 2, CAPACITY)
+    reader.rows, reader.kernels = Rows(model, CAPACITY, "false"), Kernels()
+    with torch.inference_mode():
+        torch.testing.assert_close(reader._replayed([3], [0]), right.step([3], [0])[None][0], atol=1e-5, rtol=1e-5)
+    assert reader.kernels is None and len(reader.graphs) == 1
+    assert "our own kernels failed" in caplog.text and "nan" in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["cache of one's own", "experts", "latent"])
+def test_compiling_what_is_not_compiled_is_refused(variant):
+    with pytest.raises(BadInput, match="--compile true: experts, latent attention"):
+        Reader(decoder(**VARIANTS[variant]), 1, CAPACITY, "true")
+
+
+def test_guesses_are_rows_that_share_a_row_of_the_caches():
+    model, prompt = decoder(fused_qkv=True), tokens(1, 9)[0].tolist()
+    reader, right = Reader(model, 2, CAPACITY), Reader(model, 2, CAPACITY)
+    reader.fill(0, prompt, 0)
+    right.fill(0, prompt, 0)
+    with torch.inference_mode():
+        inputs, positions = [3, 5, 5, 2], [9, 10, 11, 12]
+        caches = [cache.part(0, 1, CAPACITY) for cache in reader.caches]
+        found = Rows(model, CAPACITY, "false").step(
+            torch.tensor(inputs)[:, None], torch.tensor(positions)[:, None], caches, 16, shared=True
+        )
+        torch.testing.assert_close(found, right.guess(inputs, 9), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reader.step([7], [13]), right.step([7], [13]), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", ["true", "tuned"])

@@ -43,10 +43,18 @@ def test_logits_are_those_of_the_decoder(variant):
     equal_to_the_decoder(model)
 
 
-def test_packed_matrices_are_called_as_they_are():
-    plain = decoder()
+@pytest.mark.parametrize("settings", [{}, {"mlp": "model.mine.Doubling"}])
+def test_packed_matrices_are_called_as_they_are(settings):
+    plain = decoder(**settings)
     weights = plain.state_dict()
     packed = quantise(weights, matrices(plain), 8, 64)
     rest = {name: tensor for name, tensor in weights.items() if name not in packed}
     # inputs are rounded to 14 bits: where two ways differ in the last bit, one may fall on the next step
-    equal_to_the_decoder(PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest), within=2e-3)
+    small = PackedDecoder(plain.config, plain.vocab_size, CAPACITY, packed, rest)
+    equal_to_the_decoder(small, within=2e-3)
+
+
+def test_a_subclass_of_a_matrix_is_not_packed():
+    plain = decoder(mlp="model.mine.Doubling")
+    assert not [name for name in matrices(plain) if name.endswith("mlp.up.weight")]
+    assert [name for name in matrices(plain) if name.endswith("mlp.down.weight")]

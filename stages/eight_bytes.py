@@ -1,4 +1,4 @@
-"""Eight bytes at a time in compiled kernels: loads and stores at any place, and which of 64 bytes are not 0.
+"""Eight bytes at a time in compiled kernels: loads and stores at any place, and which of 64 bytes are not 0, or not ASCII.
 
 Most words have up to eight letters, so one load, a few operations and one store take the place of a loop.
 Bytes are in little-endian order: the first is the lowest.
@@ -15,8 +15,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from stages.compiled import inline_kernel
-
-HIGH_BITS = np.uint64(0x8080808080808080)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, place: Any) -> Any:
@@ -67,18 +65,35 @@ def count_ones(context, value):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), generate
 
 
+def _block(context: Any, builder: Any, array_type: Any, array: Any, place: Any) -> Any:
+    """array[place : place + 64] as a vector."""
+    kind = ir.VectorType(ir.IntType(8), 64)
+    pointer = builder.bitcast(_pointer(context, builder, array_type, array, place), kind.as_pointer())
+    return builder.load(pointer, align=1)
+
+
 @intrinsic
 def bytes_set(context, array, place):  # type: ignore[no-untyped-def]
     """64 bits: bit i says that array[place + i] is not 0; nobody checks that the bytes are there."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        block = ir.VectorType(ir.IntType(8), 64)
-        pointer = builder.bitcast(
-            _pointer(context, builder, signature.args[0], arguments[0], place), block.as_pointer()
-        )
-        is_set = builder.icmp_unsigned("!=", builder.load(pointer, align=1), ir.Constant(block, [0] * 64))
+        block = _block(context, builder, signature.args[0], arguments[0], place)
+        is_set = builder.icmp_unsigned("!=", block, ir.Constant(block.type, [0] * 64))
         return builder.bitcast(is_set, ir.IntType(64))
+
+    return types.uint64(array, place), generate
+
+
+@intrinsic
+def bytes_high(context, array, place):  # type: ignore[no-untyped-def]
+    """64 bits: bit i says that array[place + i] is 0x80 or more, so not ASCII; nobody checks that the bytes are there."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        block = _block(context, builder, signature.args[0], arguments[0], place)
+        is_high = builder.icmp_signed("<", block, ir.Constant(block.type, [0] * 64))
+        return builder.bitcast(is_high, ir.IntType(64))
 
     return types.uint64(array, place), generate
 

@@ -22,14 +22,15 @@ import numpy.typing as npt
 from stages.compiled import bare_kernel, inline_kernel
 from stages.eight_bytes import bytes_high, bytes_set, count_ones, first_bytes, load, store, trailing_zeros
 from stages.unicode import LETTER, LONE, MARK, NUMBER, tables
-from stages.utf8 import Bytes, decode
+from stages.utf8 import Bytes
 
 WORD = LETTER | MARK | NUMBER
 BLOCK = 2048
 ROOM = 128
 LANES = 32
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-ONE, SPACE = np.uint64(1), np.uint64(32)
+ONE, SPACE, UNDERSCORE = np.uint64(1), np.uint64(0x20), np.uint64(0x5F)
+LOW_BYTE, LOW_SIX = np.uint64(0xFF), np.uint64(0x3F)
 SEED = np.uint64(0x243F6A8885A308D3)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 LENGTH_FACTOR = np.uint64(0xC4CEB9FE1A85EC53)
@@ -172,62 +173,66 @@ def _hash_runs(first, more, sizes, hashes):  # type: ignore[no-untyped-def]
 
 
 @inline_kernel
-def _encode(code: np.int32, out: Bytes, at: int) -> int:
-    """Writes a code point of 0x80 or more as UTF-8, and gives the number of its bytes."""
-    if code < 0x800:
-        out[at] = 0xC0 | (code >> 6)
-        out[at + 1] = 0x80 | (code & 0x3F)
-        return 2
-    if code < 0x10000:
-        out[at] = 0xE0 | (code >> 12)
-        out[at + 1] = 0x80 | ((code >> 6) & 0x3F)
-        out[at + 2] = 0x80 | (code & 0x3F)
-        return 3
-    out[at] = 0xF0 | (code >> 18)
-    out[at + 1] = 0x80 | ((code >> 12) & 0x3F)
-    out[at + 2] = 0x80 | ((code >> 6) & 0x3F)
-    out[at + 3] = 0x80 | (code & 0x3F)
-    return 4
+def _decode(packed: np.uint64) -> tuple[np.uint64, int]:
+    """The code point that these bytes begin with, and the number of its own."""
+    first, second = packed & LOW_BYTE, packed >> np.uint64(8) & LOW_SIX
+    if first < np.uint64(0x80):
+        return first, 1
+    if first < np.uint64(0xE0):
+        return (first & np.uint64(0x1F)) << np.uint64(6) | second, 2
+    third = packed >> np.uint64(16) & LOW_SIX
+    if first < np.uint64(0xF0):
+        return (first & np.uint64(0x0F)) << np.uint64(12) | second << np.uint64(6) | third, 3
+    fourth = packed >> np.uint64(24) & LOW_SIX
+    return (first & np.uint64(0x07)) << np.uint64(18) | second << np.uint64(12) | third << np.uint64(6) | fourth, 4
+
+
+@inline_kernel
+def _encode(code: np.uint64) -> tuple[np.uint64, int]:
+    """The bytes of a code point, and their number."""
+    last = np.uint64(0x80) | code & LOW_SIX
+    if code < np.uint64(0x80):
+        return code, 1
+    if code < np.uint64(0x800):
+        return np.uint64(0xC0) | code >> np.uint64(6) | last << np.uint64(8), 2
+    middle = np.uint64(0x80) | code >> np.uint64(6) & LOW_SIX
+    if code < np.uint64(0x10000):
+        return np.uint64(0xE0) | code >> np.uint64(12) | middle << np.uint64(8) | last << np.uint64(16), 3
+    high = np.uint64(0x80) | code >> np.uint64(12) & LOW_SIX
+    first = np.uint64(0xF0) | code >> np.uint64(18)
+    return first | high << np.uint64(8) | middle << np.uint64(16) | last << np.uint64(24), 4
 
 
 @bare_kernel
-def _copy_word(data, place, end, classes, lower, normal, at):  # type: ignore[no-untyped-def]
-    """Copies the word that begins at `place` to normal[at:], if one does; for any characters.
-
-    Gives the place after it (or after what is no word) and where its copy ends.
-    """
-    first, width = at, 1
+def _add_other_run(mapped, begin, end, classes, lower, normal, at, hashes, count):  # type: ignore[no-untyped-def]
+    """Adds the words of mapped[begin:end], for any characters: none, one or more; gives the new `at` and `count`."""
+    first, place = at, begin
     lone = False
     while place < end:
-        code, width = decode(data, place)
-        flags = classes[code]
-        if flags & WORD == 0 and code != 0x5F:
-            break
-        begins = flags & LONE != 0 and flags & (LETTER | NUMBER) != 0
-        if at > first and (begins or (lone and flags & MARK == 0)):
-            break
-        lone = lone or begins
-        code = lower[code]
-        if code < 0x80:
-            normal[at] = code
-            at += 1
-        else:
-            at += _encode(code, normal, at)
+        packed = load(mapped, place)
+        code, width = _decode(packed)
         place += width
-    return place + width if at == first else place, at
-
-
-@bare_kernel
-def _add_other_run(data, begin, end, classes, lower, normal, at, hashes, count):  # type: ignore[no-untyped-def]
-    """Adds the words of data[begin:end], which is not all ASCII: none, one or more; gives the new `at` and `count`."""
-    place = begin
-    while place < end:
-        place, stop = _copy_word(data, place, end, classes, lower, normal, at)
-        if stop > at:
-            hashes[count] = hash_bytes(normal, at, stop)
+        flags = classes[code]
+        is_word = flags & WORD != 0 or code == UNDERSCORE
+        begins = flags & LONE != 0 and flags & (LETTER | NUMBER) != 0
+        if at > first and (not is_word or begins or (lone and flags & MARK == 0)):
+            hashes[count] = hash_bytes(normal, first, at)
             count += 1
-            normal[stop] = 32
-            at = stop + 1
+            store(normal, at, SPACE)
+            at += 1
+            first, lone = at, False
+        if is_word:
+            lone = lone or begins
+            small = np.uint64(lower[code])
+            if small != code:
+                packed, width = _encode(small)
+            store(normal, at, packed)
+            at += width
+    if at > first:
+        hashes[count] = hash_bytes(normal, first, at)
+        count += 1
+        store(normal, at, SPACE)
+        at += 1
     return at, count
 
 
@@ -262,10 +267,10 @@ def add_words(data, begin, end, room, normal, at, hashes):  # type: ignore[no-un
         for place in range(n_others):
             if others[place] < whole:
                 run = others[place]
-                at, count = _add_runs(room, edge, run, normal, at, hashes, count)
-                run_begin, run_end = begin + edges[run], begin + edges[run + 1]
+                if edge < run:
+                    at, count = _add_runs(room, edge, run, normal, at, hashes, count)
                 at, count = _add_other_run(
-                    data, run_begin, run_end, room.classes, room.lower, normal, at, hashes, count
+                    room.mapped, edges[run], edges[run + 1], room.classes, room.lower, normal, at, hashes, count
                 )
                 edge = run + 2
         at, count = _add_runs(room, edge, whole, normal, at, hashes, count)

@@ -52,15 +52,26 @@ def normalisation_name() -> str:
 
 def shingle_texts(data: Bytes, offsets: Offsets, ngram: int) -> Shingled:
     """The shingles of texts given as stages/utf8.py gives them."""
-    n_texts, n_bytes = len(offsets) - 1, int(offsets[-1])
-    data = data.view()
-    data.flags.writeable = False  # one type for the compiler, whatever the buffer is
-    shingles = np.empty(n_bytes // 2 + n_texts + 2, np.uint64)  # a word and its end are two bytes or more
-    normal = np.empty(n_bytes + n_bytes // 2 + 4 * n_texts + 32, np.uint8)  # lower case may take 3 bytes for 2
+    n_texts, longest = len(offsets) - 1, int(np.diff(offsets).max(initial=0))
+    shingles = np.empty(int(offsets[-1]) // 2 + n_texts + 2, np.uint64)  # a word and its end are two bytes or more
+    normal = normal_room(offsets)
     ends, normal_ends = np.zeros(n_texts + 1, np.int64), np.zeros(n_texts + 1, np.int64)
-    longest = int(np.diff(offsets).max(initial=0))
-    _shingle(data, offsets, room_for(longest), ngram, word_room(longest), normal, normal_ends, shingles, ends)
+    words = word_room(longest)
+    _shingle(read_only(data), offsets, room_for(longest), ngram, words, normal, normal_ends, shingles, ends)
     return Shingled(shingles[: ends[-1]], ends, normal[: normal_ends[-1]], normal_ends)
+
+
+def normal_room(offsets: Offsets) -> Bytes:
+    """Room for the normalised texts: lower case may take 3 bytes for 2."""
+    n_bytes = int(offsets[-1])
+    return np.empty(n_bytes + n_bytes // 2 + 4 * len(offsets) + 32, np.uint8)
+
+
+def read_only(data: Bytes) -> Bytes:
+    """One type for the compiler, whatever the buffer is."""
+    data = data.view()
+    data.flags.writeable = False
+    return data
 
 
 @inline_kernel

@@ -21,9 +21,10 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from stages.compiled import inline_kernel, kernel
-from stages.shingles import Hashes
-from stages.utf8 import Offsets
+from stages.compiled import bare_kernel, inline_kernel, kernel
+from stages.shingles import normal_room, read_only, roll
+from stages.utf8 import Bytes, Offsets
+from stages.word_hashes import Hashes, add_words, room_for, word_room
 
 SEED = 1
 LARGEST = np.uint32(0xFFFFFFFF)
@@ -41,8 +42,22 @@ def permutations(n_hashes: int) -> tuple[Signatures, Signatures]:
 def signatures_of(shingles: Hashes, ends: Offsets, n_hashes: int) -> Signatures:
     """uint32[texts, n_hashes] of texts as `shingle_texts` gives them; the low 32 bits of a shingle are used."""
     signatures = np.full((len(ends) - 1, n_hashes), LARGEST)
-    _sign(shingles, ends, *permutations(n_hashes), signatures)
+    _sign_sets(shingles, ends, *permutations(n_hashes), signatures)
     return signatures
+
+
+def sign_texts(data: Bytes, offsets: Offsets, ngram: int, n_hashes: int) -> tuple[Signatures, Bytes, Offsets]:
+    """The signatures of texts given as stages/utf8.py gives them, the normalised texts, and where each of those begins.
+
+    The same as `signatures_of` of `shingle_texts`, without keeping the shingles.
+    """
+    longest = int(np.diff(offsets).max(initial=0))
+    normal, normal_ends = normal_room(offsets), np.zeros(len(offsets), np.int64)
+    words, shingles = word_room(longest), word_room(longest)
+    signatures = np.full((len(offsets) - 1, n_hashes), LARGEST)
+    made = (normal, normal_ends, *permutations(n_hashes), signatures)
+    _sign_texts(read_only(data), offsets, room_for(longest), ngram, words, shingles, *made)
+    return signatures, normal[: normal_ends[-1]], normal_ends
 
 
 @inline_kernel
@@ -53,27 +68,41 @@ def _mixed(shingle: np.uint64) -> np.uint32:
     return np.uint32(value ^ (value >> np.uint32(16)))
 
 
-@kernel
-def _sign(shingles, ends, a, b, signatures):  # type: ignore[no-untyped-def]
+@bare_kernel
+def _sign(shingles, begin, end, a, b, smallest):  # type: ignore[no-untyped-def]
+    """Lowers `smallest` to the images of shingles[begin:end]."""
+    for at in range(begin, end, 8):
+        # Beyond the last shingle the last one again, which changes no minimum.
+        h0 = _mixed(shingles[at])
+        h1 = _mixed(shingles[min(at + 1, end - 1)])
+        h2 = _mixed(shingles[min(at + 2, end - 1)])
+        h3 = _mixed(shingles[min(at + 3, end - 1)])
+        h4 = _mixed(shingles[min(at + 4, end - 1)])
+        h5 = _mixed(shingles[min(at + 5, end - 1)])
+        h6 = _mixed(shingles[min(at + 6, end - 1)])
+        h7 = _mixed(shingles[min(at + 7, end - 1)])
+        for k in range(len(a)):
+            low = min(np.uint32(a[k] * h0 + b[k]), np.uint32(a[k] * h1 + b[k]))
+            low = min(low, min(np.uint32(a[k] * h2 + b[k]), np.uint32(a[k] * h3 + b[k])))
+            low = min(low, min(np.uint32(a[k] * h4 + b[k]), np.uint32(a[k] * h5 + b[k])))
+            low = min(low, min(np.uint32(a[k] * h6 + b[k]), np.uint32(a[k] * h7 + b[k])))
+            smallest[k] = min(smallest[k], low)
+
+
+@bare_kernel
+def _sign_sets(shingles, ends, a, b, signatures):  # type: ignore[no-untyped-def]
     for text in range(len(ends) - 1):
-        smallest = signatures[text]
-        last = ends[text + 1]
-        for at in range(ends[text], last, 8):
-            # Beyond the last shingle the last one again, which changes no minimum.
-            h0 = _mixed(shingles[at])
-            h1 = _mixed(shingles[min(at + 1, last - 1)])
-            h2 = _mixed(shingles[min(at + 2, last - 1)])
-            h3 = _mixed(shingles[min(at + 3, last - 1)])
-            h4 = _mixed(shingles[min(at + 4, last - 1)])
-            h5 = _mixed(shingles[min(at + 5, last - 1)])
-            h6 = _mixed(shingles[min(at + 6, last - 1)])
-            h7 = _mixed(shingles[min(at + 7, last - 1)])
-            for k in range(len(a)):
-                low = min(np.uint32(a[k] * h0 + b[k]), np.uint32(a[k] * h1 + b[k]))
-                low = min(low, min(np.uint32(a[k] * h2 + b[k]), np.uint32(a[k] * h3 + b[k])))
-                low = min(low, min(np.uint32(a[k] * h4 + b[k]), np.uint32(a[k] * h5 + b[k])))
-                low = min(low, min(np.uint32(a[k] * h6 + b[k]), np.uint32(a[k] * h7 + b[k])))
-                smallest[k] = min(smallest[k], low)
+        _sign(shingles, ends[text], ends[text + 1], a, b, signatures[text])
+
+
+@bare_kernel
+def _sign_texts(data, offsets, room, ngram, hashes, shingles, normal, normal_ends, a, b, signatures):  # type: ignore[no-untyped-def]
+    """Fills all after `shingles` but a and b. A text's shingles are gone with the next: they need not leave the cache."""
+    at = 0
+    for text in range(len(offsets) - 1):
+        at, n_words = add_words(data, offsets[text], offsets[text + 1], room, normal, at, hashes)
+        _sign(shingles, 0, roll(hashes, n_words, ngram, shingles), a, b, signatures[text])
+        normal_ends[text + 1] = at
 
 
 @kernel

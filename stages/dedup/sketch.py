@@ -35,11 +35,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from stages.compiled import kernel
-from stages.dedup.minhash import Signatures, band_keys, signatures_of
+from stages.dedup.minhash import Signatures, band_keys, sign_texts
 from stages.dedup.params import DedupParams
 from stages.errors import BadInput
 from stages.shingles import Shingled, shingle_texts
-from stages.utf8 import text_buffers
+from stages.utf8 import Bytes, Offsets, text_buffers
 
 BATCH_ROWS = 512
 BATCH_BYTES = 1 << 21
@@ -64,25 +64,27 @@ class SketchItem(NamedTuple):
 
 def write_sketch(item: SketchItem, folder: Path) -> None:
     """The sketch of one shard; the function of a task."""
-    exact, sizes, reserved, keys = [], [], [], []
+    n_hashes = item.bands * item.rows
+    exact, sizes, reserved = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint32)], [np.empty(0, np.bool_)]
+    keys = [np.empty((item.bands, 0), np.uint64)]
     with (folder / "signatures.bin").open("wb") as file:
         for batch in read_batches(item.path, ["text", "split"]):
-            shingled, batch_sizes = shingled_batch(batch.column("text"), item.ngram)
-            signatures = signatures_of(shingled.shingles, shingled.ends, item.bands * item.rows)
+            data, offsets = text_buffers(batch.column("text"))
+            signatures, normal, ends = sign_texts(data, offsets, item.ngram, n_hashes)
             signatures.tofile(file)
             keys.append(band_keys(signatures, item.bands))
-            exact.append(exact_hashes(shingled))
-            sizes.append(np.minimum(batch_sizes, np.iinfo(np.uint32).max).astype(np.uint32))
+            exact.append(exact_hashes(normal, ends))
+            sizes.append(np.minimum(np.diff(offsets), np.iinfo(np.uint32).max).astype(np.uint32))
             reserved.append(np.array([split != "train" for split in batch.column("split").to_pylist()], np.bool_))
-    hashes = np.concatenate([*exact, np.empty((0, 2), np.uint64)])
-    all_keys = np.concatenate([np.concatenate([*keys, np.empty((item.bands, 0), np.uint64)], axis=1), hashes[:, :1].T])
+    hashes = np.concatenate(exact)
+    all_keys = np.concatenate([np.concatenate(keys, axis=1), hashes[:, :1].T])
     grouped, rows = np.empty_like(all_keys), np.empty(all_keys.shape, np.uint32)
     _group(all_keys, grouped, rows)
     grouped.tofile(folder / "keys.bin")
     rows.tofile(folder / "rows.bin")
     np.save(folder / "exact.npy", hashes)
-    np.save(folder / "sizes.npy", np.concatenate([*sizes, np.empty(0, np.uint32)]))
-    np.save(folder / "reserved.npy", np.concatenate([*reserved, np.empty(0, np.bool_)]))
+    np.save(folder / "sizes.npy", np.concatenate(sizes))
+    np.save(folder / "reserved.npy", np.concatenate(reserved))
 
 
 @kernel
@@ -172,10 +174,10 @@ def shingled_batch(texts: pa.Array, ngram: int) -> tuple[Shingled, npt.NDArray[n
     return shingle_texts(data, offsets, ngram), np.diff(offsets)
 
 
-def exact_hashes(shingled: Shingled) -> npt.NDArray[np.uint64]:
+def exact_hashes(normal: Bytes, ends: Offsets) -> npt.NDArray[np.uint64]:
     """xxh3-128 of each normalised text, its upper and its lower half: uint64[texts, 2]."""
-    normal, ends = shingled.normal.data, shingled.normal_ends.tolist()
-    digests = [xxhash.xxh3_128_digest(normal[begin:end]) for begin, end in pairwise(ends)]
+    texts = memoryview(normal)
+    digests = [xxhash.xxh3_128_digest(texts[begin:end]) for begin, end in pairwise(ends.tolist())]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 

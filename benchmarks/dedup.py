@@ -110,13 +110,17 @@ def run_ours(corpus: Path, cache: Path, params: dict[str, Any], workers: int = 1
 
 
 def run_stage(root: Path, params: dict[str, Any], workers: int) -> None:
+    """What stages/dedup/__main__.py does, with these params and without a repository."""
+    from stages import memory
+
+    memory.collect_rarely()
+    memory.use_system_allocator()
+    memory.keep_freed()
     from stages.dedup.params import DedupParams
     from stages.dedup.stage import run
     from stages.entry import Job
     from stages.execution import Execution
-    from stages.memory import keep_freed
 
-    keep_freed()  # as stages/dedup/__main__.py does
     job = Job("dedup", root, Execution(workers=workers))
     job.prepare()
     run(job, DedupParams(**params))

@@ -41,7 +41,7 @@ from stages.errors import BadInput
 from stages.shingles import Shingled, shingle_texts
 from stages.utf8 import Bytes, Offsets, text_buffers
 
-BATCH_ROWS = 512
+BATCH_ROWS, BATCH_IDS = 512, 1 << 13
 BATCH_BYTES = 1 << 21
 BUFFER_BYTES = 1 << 18
 PREFIX_BITS = 6
@@ -129,13 +129,14 @@ def read_batches(path: Path, columns: list[str], rows: npt.NDArray[np.int64] | N
     Raises:
         BadInput: the shard cannot be read, or lacks a column.
     """
+    batch_rows = BATCH_ROWS if "text" in columns else BATCH_IDS
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:  # else all of a column at once
             first = 0
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
                 if rows is None or np.searchsorted(rows, first) < np.searchsorted(rows, last):
-                    for batch in file.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
+                    for batch in file.iter_batches(batch_rows, [group], columns, use_threads=False):
                         wanted = batch if rows is None else _wanted(batch, first, rows)
                         first += len(batch)
                         yield from _pieces(wanted)

@@ -7,7 +7,8 @@
 
 Every contender is a process of its own and reads the same Parquet shards, so that start-up, reading and
 writing the list of kept ids are counted for all: CPU seconds of the process and its children, on one worker,
-median of `--repeat` runs. Compiled kernels and bytecode are cached before (a first run is not counted).
+median of `--repeat` runs, ours and the peers' in turn. Compiled kernels and bytecode are cached before (a first
+run is not counted).
 Slow peers get the first `--peer-bytes` of the corpus, datatrove the first `--datatrove-bytes`; ratios compare MB
 per CPU second, ours on the whole corpus.
 
@@ -42,6 +43,7 @@ import pyarrow.parquet as pq
 
 PEERS = Path(__file__).with_name("dedup_peers.py")
 N_HASHES = 112
+OURS = "ours, 28 x 4, verified"
 
 
 class Cost(NamedTuple):
@@ -246,10 +248,12 @@ def median_cost(runs: list[Cost]) -> Cost:
     return Cost(seconds, max(run.peak_bytes for run in runs), runs[0].output)
 
 
-def print_row(name: str, n_bytes: int, cost: Cost, note: str = "") -> float:
+def print_row(name: str, n_bytes: int, runs: list[Cost], note: str = "") -> float:
+    cost = median_cost(runs)
     rate = n_bytes / 1e6 / cost.cpu_seconds
+    each = " ".join(f"{run.cpu_seconds:.2f}" for run in runs)
     print(
-        f"{name:34s} {n_bytes / 1e6:8.1f} MB {cost.cpu_seconds:9.2f} CPU s {rate:9.3f} MB/CPU s "
+        f"{name:26s} {n_bytes / 1e6:8.1f} MB {cost.cpu_seconds:9.2f} CPU s ({each}) {rate:9.3f} MB/CPU s "
         f"{cost.peak_bytes / 1e6:7.0f} MB peak  {note}",
         flush=True,
     )
@@ -262,24 +266,38 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     print(
         f"{corpus}: {documents:,} documents, {n_bytes:,} bytes; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
-    rates = {}
-    recipes = {"ours, 28 x 4, verified": {}, "ours, 14 x 8, unverified": {"bands": 14, "rows": 8, "verify": False}}
-    for name, params in recipes.items():
+    recipes = {OURS: {}}
+    if arguments.unverified:
+        recipes["ours, 14 x 8, unverified"] = {"bands": 14, "rows": 8, "verify": False}
+    peers = prepared_peers(arguments, folder) if arguments.peers else {}
+    ours: dict[str, list[tuple[Cost, Path]]] = {name: [] for name in recipes}
+    theirs: dict[str, list[Cost]] = {peer: [] for peer in peers}
+    for params in recipes.values():
         run_ours(corpus, cache, params)  # compiles
-        runs = [run_ours(corpus, cache, params) for _ in range(arguments.repeat)]
-        rates[name] = print_row(name, n_bytes, median_cost([cost for cost, _ in runs]))
+    for turn in range(max(arguments.repeat, arguments.peer_repeat)):  # in turn, so that all see the same machine
+        for name, params in recipes.items():
+            ours[name] += [run_ours(corpus, cache, params)] if turn < arguments.repeat else []
+        for peer, (command, _) in peers.items():
+            theirs[peer] += [measured(command, cache)] if turn < arguments.peer_repeat else []
+    rates = {}
+    for name, runs in ours.items():
+        rates[name] = print_row(name, n_bytes, [cost for cost, _ in runs])
         if (corpus / "pairs.parquet").is_file():
             print(f"    {json.dumps(planted(corpus, runs[0][1], 0.75))}")
-    for peer in arguments.only_peers if arguments.peers else []:
-        part = head(corpus, arguments.datatrove_bytes if peer == "datatrove" else arguments.peer_bytes, folder / peer)
-        peer_bytes = size_of(part)[1]
+    for peer, costs in theirs.items():
+        rate = print_row(peer, peers[peer][1], costs, json.dumps(costs[0].output))
+        print("    " + ", ".join(f"{name} {ours / rate:.1f} x" for name, ours in rates.items()))
+
+
+def prepared_peers(arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[list[str], int]]:
+    """The command of each peer, and the bytes of text that it gets."""
+    peers = {}
+    for peer in arguments.only_peers:
+        n_bytes = arguments.datatrove_bytes if peer == "datatrove" else arguments.peer_bytes
+        part = head(arguments.corpus, n_bytes, folder / peer)
         command = [str(arguments.peers), str(PEERS), peer, str(part / "documents"), str(folder / peer)]
-        measured(command, cache) if peer_bytes < 2e7 else None  # bytecode
-        runs = [measured(command, cache) for _ in range(arguments.peer_repeat)]
-        cost = median_cost(runs)
-        rate = print_row(peer, peer_bytes, cost, json.dumps(cost.output))
-        ratios = ", ".join(f"{name} {ours / rate:.0f} x" for name, ours in rates.items())
-        print(f"    {ratios}")
+        peers[peer] = command, size_of(part)[1]
+    return peers
 
 
 def growth(arguments: argparse.Namespace, folder: Path) -> None:
@@ -314,6 +332,7 @@ def main() -> None:
     parser.add_argument("--peer-repeat", type=int, default=1, help="runs of each peer")
     parser.add_argument("--peer-bytes", type=float, default=4e7, help="text for rensa and datasketch")
     parser.add_argument("--datatrove-bytes", type=float, default=5e6)
+    parser.add_argument("--unverified", action="store_true", help="FineWeb's recipe too, 14 x 8 without verification")
     parser.add_argument("--growth", type=float, nargs="*", help="numbers of documents")
     parser.add_argument("--workers", type=int, default=1, help="--growth: worker processes")
     parser.add_argument("--curve", action="store_true", help="detection curves and the spread of estimates alone")

@@ -1,4 +1,4 @@
-"""Eight bytes at a time in compiled kernels: loads and stores at any place, and which of 64 bytes are not 0, or not ASCII.
+"""Eight bytes at a time in compiled kernels: loads and stores at any place, and which of 64 bytes are set.
 
 Most words have up to eight letters, so one load, a few operations and one store take the place of a loop.
 Bytes are in little-endian order: the first is the lowest.
@@ -87,7 +87,7 @@ def bytes_set(context, array, place):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def bytes_high(context, array, place):  # type: ignore[no-untyped-def]
-    """64 bits: bit i says that array[place + i] is 0x80 or more, so not ASCII; nobody checks that the bytes are there."""
+    """64 bits: bit i says that array[place + i] is 0x80 or more, not ASCII; nobody checks that it is there."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         place = context.cast(builder, arguments[1], signature.args[1], types.intp)

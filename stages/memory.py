@@ -37,8 +37,8 @@ def keep_freed() -> None:
 
 
 def collect_rarely() -> None:
-    """Python looks for cycles among all that is imported, again and again, for an eighth of the time that a stage takes to
-    begin. Cycles are then found after a hundred thousand new objects. Call it before imports."""
+    """Lets Python look for cycles after a hundred thousand new objects. Else it looks among all that is imported again
+    and again, for an eighth of the time that a stage takes to begin. Call it before imports."""
     gc.set_threshold(100_000, 50, 50)
 
 

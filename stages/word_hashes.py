@@ -63,7 +63,8 @@ def room_for(n_bytes: int) -> Room:
     """Room for texts of up to so many bytes."""
     mapped, words = np.empty(n_bytes + 2 * ROOM, np.uint8), BLOCK // 2 + 2 * LANES
     edges, others, long = (np.empty(size, np.int64) for size in (BLOCK + 8, BLOCK // 2 + 2, BLOCK // 4))
-    return Room(*tables(), mapped, edges, others, *np.ones((3, words), np.uint64), long)
+    first, more, sizes = np.ones((3, words), np.uint64)
+    return Room(*tables(), mapped, edges, others, first, more, sizes, long)
 
 
 def word_room(n_bytes: int) -> Hashes:
@@ -139,8 +140,9 @@ def _find_edges(mapped, begin, end, edges, n_edges, others, n_others):  # type: 
 def _copy_runs(room, edge, stop, normal, at):  # type: ignore[no-untyped-def]
     """Copies the runs of ASCII from edges[edge] up to edges[stop]; gives where the copy ends, and how many are long."""
     edges, mapped = room.edges, room.mapped
-    n_long = word = 0
-    for begins in range(edge, stop, 2):
+    n_long = 0
+    for word in range((stop - edge) // 2):
+        begins = edge + 2 * word
         begin = np.int64(load(edges, begins))
         n_bytes = np.int64(load(edges, begins + 1)) - begin
         first, more = load(mapped, begin), load(mapped, begin + 8)
@@ -154,7 +156,6 @@ def _copy_runs(room, edge, stop, normal, at):  # type: ignore[no-untyped-def]
                 store(normal, at + place, load(mapped, begin + place))
             room.long[n_long], room.long[n_long + 1] = word, at
             n_long += 2
-        word += 1
         at += n_bytes
         store(normal, at, SPACE)
         at += 1

@@ -97,7 +97,7 @@ def _sign_sets(shingles, ends, a, b, signatures):  # type: ignore[no-untyped-def
 
 @bare_kernel
 def _sign_texts(data, offsets, room, ngram, hashes, shingles, normal, normal_ends, a, b, signatures):  # type: ignore[no-untyped-def]
-    """Fills all after `shingles` but a and b. A text's shingles are gone with the next: they need not leave the cache."""
+    """Fills all after `shingles` but a and b. A text's shingles give way to the next one's, in the cache."""
     at = 0
     for text in range(len(offsets) - 1):
         at, n_words = add_words(data, offsets[text], offsets[text + 1], room, normal, at, hashes)

@@ -177,7 +177,7 @@ def shingled_batch(texts: pa.Array, ngram: int) -> tuple[Shingled, npt.NDArray[n
 
 def exact_hashes(normal: Bytes, ends: Offsets) -> npt.NDArray[np.uint64]:
     """xxh3-128 of each normalised text, its upper and its lower half: uint64[texts, 2]."""
-    texts = memoryview(normal)
+    texts = memoryview(normal)  # type: ignore[arg-type]  # slices of it are quicker than of the array
     digests = [xxhash.xxh3_128_digest(texts[begin:end]) for begin, end in pairwise(ends.tolist())]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 

@@ -1,9 +1,15 @@
-"""Files that a stage keeps in scratch between runs: linked, not copied, and trimmed to a size."""
+"""Files that a stage keeps in scratch between runs: linked, not copied, trimmed to a size; and arrays in them.
+
+numpy's own `save` and `tofile` tell of a full disk as "4350 requested and 0 written", without its number.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -26,3 +32,20 @@ def trim(store: Path, limit_bytes: float) -> None:
         total += sum(file.st_size for file in files if file.st_nlink == 1)
         if total > limit_bytes:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """The bytes of `np.save`.
+
+    Raises:
+        OSError: with the system's number, ENOSPC where the disk is full.
+    """
+    values = np.ascontiguousarray(values)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        append_array(file, values)
+
+
+def append_array(file: BinaryIO, values: np.ndarray) -> None:
+    """The bytes of `values.tofile`; raises as `save_array` does."""
+    file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

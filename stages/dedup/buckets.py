@@ -25,6 +25,7 @@ import numpy.typing as npt
 from stages.compiled import kernel
 from stages.dedup.order import NONE
 from stages.dedup.sketch import PREFIX_BITS, Numbers, Sketches
+from stages.store import save_array
 
 ALL_PAIRS_UP_TO = 64
 PART_ENTRIES = 1 << 20
@@ -81,7 +82,7 @@ def write_copies(item: BucketItem, folder: Path) -> None:
     begins = np.ones(len(keys), np.bool_)
     begins[1:] = (keys[1:] != keys[:-1]) | (lower_half[1:] != lower_half[:-1])
     originals = numbers[np.flatnonzero(begins)][np.cumsum(begins) - 1]
-    np.save(folder / "copies.npy", np.stack([numbers, originals], axis=1)[~begins])
+    save_array(folder / "copies.npy", np.stack([numbers, originals], axis=1)[~begins])
 
 
 def write_candidates(item: BucketItem, folder: Path) -> None:
@@ -96,9 +97,9 @@ def write_candidates(item: BucketItem, folder: Path) -> None:
         begins = np.concatenate(([0], ends[:-1])).astype(np.int64)
         for bucket in np.flatnonzero(ends - begins[: len(ends)] > ALL_PAIRS_UP_TO) if item.verify else []:
             large.append(numbers[begins[bucket] : ends[bucket]])
-    np.save(folder / "pairs.npy", np.unique(np.concatenate(pairs)))
-    np.save(folder / "large.npy", np.concatenate(large))
-    np.save(folder / "large_ends.npy", np.cumsum([len(bucket) for bucket in large[1:]], dtype=np.int64))
+    save_array(folder / "pairs.npy", np.unique(np.concatenate(pairs)))
+    save_array(folder / "large.npy", np.concatenate(large))
+    save_array(folder / "large_ends.npy", np.cumsum([len(bucket) for bucket in large[1:]], dtype=np.int64))
 
 
 def band_buckets(item: BucketItem, band: int) -> tuple[Numbers, npt.NDArray[np.int64]]:

@@ -28,6 +28,7 @@ from stages.dedup.params import DedupParams
 from stages.dedup.sketch import Numbers, Sketches, mapped, read_batches, shingled_batch
 from stages.entry import Job
 from stages.shingles import Hashes, distinct
+from stages.store import append_array, save_array
 from stages.tasks import Task, results
 from stages.utf8 import Offsets, text_buffers
 
@@ -92,7 +93,7 @@ def write_close_pairs(item: PrecheckItem, folder: Path) -> None:
         end = len(pairs) if item.end == 1 << 64 else int(np.searchsorted(pairs, np.uint64(item.end)))
         parts.append(np.array(pairs[begin:end]))
     unique = np.unique(np.concatenate(parts))
-    np.save(folder / "pairs.npy", pairs_that_agree(item.sketches, load_positions(item.order), unique, item.precheck))
+    save_array(folder / "pairs.npy", pairs_that_agree(item.sketches, load_positions(item.order), unique, item.precheck))
 
 
 def pairs_that_agree(sketches: Sketches, positions: Numbers, pairs: Pairs, precheck: float) -> Pairs:
@@ -194,12 +195,12 @@ def write_sets(item: SetsItem, folder: Path) -> None:
         for batch in read_batches(item.path, ["text"], item.rows):
             shingled, text_sizes = shingled_batch(batch.column("text"), item.ngram)
             shingles, ends = distinct(shingled.shingles, shingled.ends)
-            shingles.tofile(file)
+            append_array(file, shingles)
             counts.append(np.diff(ends))
-            text_buffers(batch.column("text"))[0].tofile(texts)
+            append_array(texts, text_buffers(batch.column("text"))[0])
             sizes.append(text_sizes)
-    np.save(folder / "ends.npy", np.cumsum(np.concatenate(counts)))
-    np.save(folder / "text_ends.npy", np.cumsum(np.concatenate(sizes)))
+    save_array(folder / "ends.npy", np.cumsum(np.concatenate(counts)))
+    save_array(folder / "text_ends.npy", np.cumsum(np.concatenate(sizes)))
 
 
 def text_of(sets: Sets, document: int, limit: int) -> bytes | None:
@@ -218,7 +219,7 @@ def write_jaccards(item: ExactItem, folder: Path) -> None:
     first, second = (np.searchsorted(item.sets.documents, documents) for documents in split_pairs(item.pairs))
     common = count_common(shingles, ends, first, second)
     sizes = np.diff(ends)
-    np.save(folder / "jaccards.npy", common / (sizes[first] + sizes[second] - common))
+    save_array(folder / "jaccards.npy", common / (sizes[first] + sizes[second] - common))
 
 
 def gathered(sets: Sets) -> tuple[Hashes, Offsets]:

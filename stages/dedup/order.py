@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.dedup.sketch import Numbers, Positions, Sketches, arrow, read_batches
+from stages.store import save_array
 
 LARGEST_SIZE = (1 << 31) - 1
 NONE = np.uint32(0xFFFFFFFF)
@@ -35,8 +36,8 @@ def write_order(sketches: Sketches, folder: Path) -> None:
         order[tied] = _in_order(sketches, keys[tied], order[tied])
     numbers = np.empty(len(order), np.uint32)
     numbers[order] = np.arange(len(order), dtype=np.uint32)
-    np.save(folder / "positions.npy", order.astype(np.uint32))
-    np.save(folder / "numbers.npy", numbers)
+    save_array(folder / "positions.npy", order.astype(np.uint32))
+    save_array(folder / "numbers.npy", numbers)
 
 
 def preference_keys(

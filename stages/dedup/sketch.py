@@ -39,6 +39,7 @@ from stages.dedup.minhash import Signatures, band_keys, sign_texts
 from stages.dedup.params import DedupParams
 from stages.errors import BadInput
 from stages.shingles import Shingled, shingle_texts
+from stages.store import append_array, save_array
 from stages.utf8 import Bytes, Offsets, text_buffers
 
 BATCH_ROWS, BATCH_IDS = 512, 1 << 13
@@ -71,7 +72,7 @@ def write_sketch(item: SketchItem, folder: Path) -> None:
         for batch in read_batches(item.path, ["text", "split"]):
             data, offsets = text_buffers(batch.column("text"))
             signatures, normal, ends = sign_texts(data, offsets, item.ngram, n_hashes)
-            signatures.tofile(file)
+            append_array(file, signatures)
             keys.append(band_keys(signatures, item.bands))
             exact.append(exact_hashes(normal, ends))
             sizes.append(np.minimum(np.diff(offsets), np.iinfo(np.uint32).max).astype(np.uint32))
@@ -80,11 +81,12 @@ def write_sketch(item: SketchItem, folder: Path) -> None:
     all_keys = np.concatenate([np.concatenate(keys, axis=1), hashes[:, :1].T])
     grouped, rows = np.empty_like(all_keys), np.empty(all_keys.shape, np.uint32)
     _group(all_keys, grouped, rows)
-    grouped.tofile(folder / "keys.bin")
-    rows.tofile(folder / "rows.bin")
-    np.save(folder / "exact.npy", hashes)
-    np.save(folder / "sizes.npy", np.concatenate(sizes))
-    np.save(folder / "reserved.npy", np.concatenate(reserved))
+    for name, values in (("keys", grouped), ("rows", rows)):
+        with (folder / f"{name}.bin").open("wb") as file:
+            append_array(file, values)
+    save_array(folder / "exact.npy", hashes)
+    save_array(folder / "sizes.npy", np.concatenate(sizes))
+    save_array(folder / "reserved.npy", np.concatenate(reserved))
 
 
 @kernel

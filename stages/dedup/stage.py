@@ -45,6 +45,7 @@ from stages.documents import shard_paths
 from stages.entry import Job, content_hash, write_json
 from stages.progress import say
 from stages.shingles import normalisation_name
+from stages.store import save_array
 from stages.tasks import Task, results
 
 
@@ -180,7 +181,7 @@ def write_compared(item: tuple[Path, Documents], folder: Path) -> None:
     gone = np.zeros(len(numbers), np.bool_)
     gone[removed] = True
     numbers[gone[numbers]] = NONE
-    np.save(folder / "numbers.npy", numbers)
+    save_array(folder / "numbers.npy", numbers)
 
 
 def decide(job: Job, corpus: Corpus, pairs: Pairs, jaccards: Jaccards, dedup: DedupParams) -> Removals:

@@ -26,6 +26,7 @@ from stages.dedup.compare import joined_pairs, pairs_that_agree
 from stages.dedup.order import load_positions
 from stages.dedup.sketch import Numbers, Sketches
 from stages.entry import Job
+from stages.store import save_array
 from stages.tasks import Task, results
 
 HUBS = 64
@@ -112,7 +113,7 @@ def write_star(item: StarItem, folder: Path) -> None:
         others = item.others[item.others > hub]
         pairs = joined_pairs(np.full(len(others), hub), others)
         found.append(pairs_that_agree(item.sketches, positions, pairs, item.precheck))
-    np.save(folder / "pairs.npy", np.unique(np.concatenate(found)))
+    save_array(folder / "pairs.npy", np.unique(np.concatenate(found)))
 
 
 def large_buckets(folders: Sequence[Path], n_reserved: int) -> Iterator[Bucket]:

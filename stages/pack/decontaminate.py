@@ -32,6 +32,7 @@ from stages.pack.params import EvaluationFile
 from stages.progress import say
 from stages.shingles import Shingled, normalisation_name, shingle_texts
 from stages.sources import KINDS, SourceFile, read_file
+from stages.store import save_array
 from stages.tasks import Task, results
 from stages.utf8 import text_buffers
 
@@ -82,7 +83,7 @@ def find_contaminated(
     index = index_of(job.root, evaluation, ngram)
     work.mkdir(parents=True)
     for name, values in index._asdict().items():
-        np.save(work / f"{name}.npy", values)
+        save_array(work / f"{name}.npy", values)
     seen = [normalisation_name(), ngram, [[file.sha256, file.column, file.path] for file in evaluation]]
     tasks = [Task(job.key("contaminated", part.digest, part.kept.hex(), seen), part) for part in parts]
     write = partial(write_contaminated, work=work, names=[file.path for file in evaluation], ngram=ngram)

@@ -30,6 +30,7 @@ from stages.compiled import kernel
 from stages.kept import kept_parts
 from stages.progress import progress
 from stages.shingles import Hashes, Shingled, distinct, shingle_texts
+from stages.store import save_array
 from stages.utf8 import Offsets, text_buffers
 from stages.workers import batches, ordered_map
 
@@ -92,7 +93,7 @@ class ReservedIndex:
         """One file an array, for workers to map into memory."""
         folder.mkdir(parents=True)
         for field in dataclasses.fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name))
+            save_array(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
     def open(cls, folder: Path) -> ReservedIndex:

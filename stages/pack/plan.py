@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.pack.best_fit import share_rows
+from stages.store import save_array
 
 Integers = npt.NDArray[np.int64]
 
@@ -164,7 +165,7 @@ def save_plan(plan: BestFitPlan | ConcatPlan, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text(json.dumps([plan.strategy, plan.context_length]))
     for field in dataclasses.fields(plan)[1:]:
-        np.save(folder / f"{field.name}.npy", getattr(plan, field.name))
+        save_array(folder / f"{field.name}.npy", getattr(plan, field.name))
 
 
 def open_plan(folder: Path) -> BestFitPlan | ConcatPlan:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from stages.entry import Job, file_sha256, write_json
 from stages.pack.gather import gather
 from stages.pack.plan import Segments, make_plan, open_plan, save_plan
-from stages.store import link_file
+from stages.store import link_file, save_array
 from stages.tasks import Task, results
 from stages.tokens import INDEX_VERSION, row_schema
 
@@ -70,8 +70,8 @@ def lay_out(folder: Path, documents: TokenDocuments, format: RowFormat) -> Layou
     """Plans the rows and leaves the plan in `folder`, which must not be there."""
     plan = make_plan(format.strategy, documents.lengths, format.context_length)
     save_plan(plan, folder)
-    np.save(folder / "starts.npy", documents.starts)
-    np.save(folder / "document_lengths.npy", documents.lengths)
+    save_array(folder / "starts.npy", documents.starts)
+    save_array(folder / "document_lengths.npy", documents.lengths)
     (folder / "files.json").write_text(json.dumps([str(path) for path in documents.files]))
     digest = hashlib.sha256(json.dumps([documents.digest, *format]).encode()).hexdigest()
     n_tokens = int(documents.lengths.sum(dtype=np.int64))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.entry import Job
 from stages.execution import Execution
 from stages.params import Section
-from stages.store import link_file, trim
+from stages.store import link_file, save_array, trim
 from stages.tasks import Task, results
 
 
@@ -99,3 +101,17 @@ def test_trimming_waits_for_nobody(job: Job) -> None:
         with Job("clean", job.root, Execution(scratch=job.execution.scratch, scratch_gb=0)).store_in_use():
             pass
         assert (job.store / "squares" / job.key(1)).is_dir()
+
+
+@pytest.mark.parametrize("values", [np.arange(6).reshape(2, 3), np.arange(12)[::2], np.empty((0, 2)), np.ones(3, bool)])
+def test_arrays_have_the_bytes_of_numpy(values: np.ndarray, tmp_path: Path) -> None:
+    save_array(tmp_path / "ours.npy", values)
+    np.save(tmp_path / "theirs.npy", np.ascontiguousarray(values))
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_array_that_meets_a_full_disk_says_so() -> None:
+    with pytest.raises(OSError) as caught:
+        save_array(Path("/dev/full"), np.zeros(1 << 20))
+    assert caught.value.errno == errno.ENOSPC

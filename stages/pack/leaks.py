@@ -9,7 +9,7 @@ The Jaccard similarity |A and B| / |A or B| is at most |A and B| / |A|, so B mat
 three quarters of the shingles of some reserved A. Example: A has 100 shingles, B has 80 of them and
 10 others: 80 / (100 + 90 - 80) = 0.73, no leak.
 
-Memory is bounded: about 40 bytes for each of at most 4 million shingles. Where the reserved text has more (25 MB
+Memory is bounded: about 28 bytes for each of at most 2 million shingles. Where the reserved text has more (12 MB
 and above), its documents are taken in groups, with a pass over the training text for each.
 """
 
@@ -37,7 +37,7 @@ from stages.workers import batches, ordered_map
 NGRAM = 5
 THRESHOLD = 0.75
 BATCH_BYTES = 1 << 21
-GROUP_SHINGLES = 1 << 22
+GROUP_SHINGLES = 1 << 21
 SIEVE_BITS = 32  # for each key
 ONE = np.uint64(1)
 
@@ -64,13 +64,13 @@ class ReservedIndex:
 
     Attributes:
         keys: the distinct shingles of all reserved documents, sorted, uint64[k]; none is 0 (stages/shingles.py).
-        starts: the documents of keys[i] are documents[starts[i] : starts[i + 1]], int64[k + 1].
+        starts: the documents of keys[i] are documents[starts[i] : starts[i + 1]], int32[k + 1].
         sizes: the number of shingles of each document, int64.
         sieve: a bit for some low bits of a key, set if a key has these: most shingles of training text end there.
     """
 
     keys: Hashes
-    starts: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int32]
     documents: npt.NDArray[np.int32]
     sizes: npt.NDArray[np.int64]
     sieve: Hashes
@@ -85,14 +85,14 @@ class ReservedIndex:
         del order  # it is as large as the shingles, and np.unique would make two more like it
         begins = np.ones(len(shingles), np.bool_)
         begins[1:] = shingles[1:] != shingles[:-1]
-        starts = np.flatnonzero(begins)
+        starts = np.flatnonzero(begins).astype(np.int32)
         keys = shingles[starts]
         words = 1
         while words * 64 < SIEVE_BITS * len(keys):
             words *= 2
         sieve = np.zeros(words, np.uint64)
         _fill_sieve(keys, sieve)
-        return cls(keys, np.append(starts, len(shingles)), documents, sizes, sieve)
+        return cls(keys, np.append(starts, np.int32(len(shingles))), documents, sizes, sieve)
 
     def save(self, folder: Path) -> None:
         """One file an array, for workers to map into memory."""
@@ -104,11 +104,11 @@ class ReservedIndex:
     def open(cls, folder: Path) -> ReservedIndex:
         return cls(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(cls)))
 
-    def common(self, shingled: Shingled, seen: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
+    def common(self, shingled: Shingled, seen: npt.NDArray[np.int32], first: int) -> npt.NDArray[np.int64]:
         """(text, reserved document, common shingles) where these are three quarters of the reserved document's.
 
         Args:
-            seen: int64[k], 0 at first: in which text each key was seen last.
+            seen: int32[k], 0 at first: in which text each key was seen last.
             first: the number of the first of these texts; one number a text, from 1.
         """
         limits = np.ceil(THRESHOLD * self.sizes).astype(np.int64)
@@ -183,10 +183,10 @@ def nearest_reserved(table: pa.Table, folder: Path) -> tuple[int, list[tuple[str
 
 
 @functools.lru_cache(maxsize=1)
-def opened(folder: Path) -> tuple[ReservedIndex, npt.NDArray[np.int64], list[int]]:
+def opened(folder: Path) -> tuple[ReservedIndex, npt.NDArray[np.int32], list[int]]:
     """The index, in which text of this process each of its keys was seen last, and the number of texts."""
     index = ReservedIndex.open(folder)
-    return index, np.zeros(len(index.keys), np.int64), [0]
+    return index, np.zeros(len(index.keys), np.int32), [0]
 
 
 @kernel

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -35,11 +36,13 @@ def trim(store: Path, limit_bytes: float) -> None:
 
 
 def save_array(path: Path, values: np.ndarray) -> None:
-    """The bytes of `np.save`.
+    """The bytes of `np.save` of an array in C order; another is put into it.
 
     Raises:
         OSError: with the system's number, ENOSPC where the disk is full.
     """
+    import numpy as np  # here: every stage imports this module at its start
+
     values = np.ascontiguousarray(values)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
@@ -48,4 +51,6 @@ def save_array(path: Path, values: np.ndarray) -> None:
 
 def append_array(file: BinaryIO, values: np.ndarray) -> None:
     """The bytes of `values.tofile`; raises as `save_array` does."""
+    import numpy as np
+
     file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

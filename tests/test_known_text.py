@@ -30,6 +30,7 @@ SMALL = {
     "pack": {"context_length": 128},
     "model": {"n_layers": 2, "hidden_size": 64, "n_heads": 4, "n_kv_heads": 2},
     "train": {"max_steps": 140, "batch_tokens": 1024, "lr": 0.01, "eval_interval": 140, "validation_tokens": 1024},
+    "export": {"formats": ["hf"]},  # what int8 loses on a model that knows nothing else is no question here
     "evaluate": {"bootstrap_samples": 100, "max_analysis_tokens": 256, "sample_tokens": 4},
     "execution": {"device": "cpu", "threads": 1, "workers": 1, "compile": False, "tracking": False},
 }

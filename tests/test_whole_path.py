@@ -51,8 +51,7 @@ def ran(output: str) -> list[str]:
 
 
 def git(root: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+    subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True)
 
 
 def metrics(root: Path, stage: str) -> dict:
@@ -73,6 +72,8 @@ def repository(tmp_path_factory) -> Path:
         sentences = [" ".join(generator.choices(words, k=12)).capitalize() + "." for _ in range(4)]
         (root / "texts" / f"{number:03}.txt").write_text("\n\n".join(sentences))
     git(root, "init", "-q")
+    for key, value in {"user.name": "A Tester", "user.email": "tester@example.org"}.items():
+        git(root, "config", key, value)  # queued experiments ask for them, and a bare machine has none
     git(root, "add", "-A")
     git(root, "commit", "-qm", "start")
     output = dvc(root, "repro")

@@ -9,7 +9,7 @@ The Jaccard similarity |A and B| / |A or B| is at most |A and B| / |A|, so B mat
 three quarters of the shingles of some reserved A. Example: A has 100 shingles, B has 80 of them and
 10 others: 80 / (100 + 90 - 80) = 0.73, no leak.
 
-Memory is bounded: about 28 bytes for each of at most 2 million shingles. Where the reserved text has more (12 MB
+Memory is bounded: about 28 bytes for each of at most 4 million shingles. Where the reserved text has more (25 MB
 and above), its documents are taken in groups, with a pass over the training text for each.
 """
 
@@ -37,7 +37,7 @@ from stages.workers import batches, ordered_map
 NGRAM = 5
 THRESHOLD = 0.75
 BATCH_BYTES = 1 << 21
-GROUP_SHINGLES = 1 << 21
+GROUP_SHINGLES = 1 << 22
 SIEVE_BITS = 32  # for each key
 ONE = np.uint64(1)
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from model.decoder import Block, Decoder
 from model.experts import Experts
+from model.flash import OPERATOR
 from stages.train.feasible import has_own_parts
 
 ATEN = torch.ops.aten
@@ -31,7 +32,7 @@ PRODUCTS = (
     ATEN._scaled_dot_product_efficient_attention.default, ATEN._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
 )  # fmt: skip
-OWN_PRODUCTS = ("millrace::", "torch_attn::")  # operators of flash-attn-4 and of varlen_attn
+OWN_PRODUCTS = (OPERATOR, "torch_attn::")  # operators of FlashAttention's packages and of varlen_attn
 
 
 def checkpoint_activations(model: Decoder, kind: str, compiled: bool) -> None:

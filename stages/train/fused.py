@@ -15,20 +15,28 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+from typing import cast
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.config import ModelConfig
 from model.decoder import Decoder
+from model.mlp import ACTIVATIONS, GATES
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.progress import say
+from stages.train.fused_mlp import GATED, PLAIN, fuse_mlps
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
+from stages.train.scaled_cross_entropy import scaled_cross_entropy
 from stages.train.sharding import is_sharded
 
 NARROWEST = 768  # hidden states; narrower models were not measured
 HOPPER = (9, 0)
+MLPS = [name for name, function in {**ACTIVATIONS, **GATES}.items() if function in {**PLAIN, **GATED}]
 
 
 def wants_fused(model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks, compiled: bool) -> bool:
@@ -41,12 +49,12 @@ def wants_fused(model: Decoder, params: TrainParams, execution: Execution, ranks
         return False
     reason = _no_fused_kernels(model, params, execution, ranks)
     if execution.fused_kernels is True:
-        if reason := reason or _does_not_work(ranks.device):
+        if reason := reason or _does_not_work(ranks.device, model.config.mlp):
             raise BadInput(f"params.yaml: execution.fused_kernels is true, but {reason}; set it to auto")
         return True
     if reason or not compiled or model.config.hidden_size < NARROWEST:
         return False
-    if broken := _does_not_work(ranks.device):
+    if broken := _does_not_work(ranks.device, model.config.mlp):
         if ranks.first:
             say(f"train: without fused kernels: {broken}")
         return False
@@ -68,17 +76,71 @@ def _no_fused_kernels(model: Decoder, params: TrainParams, execution: Execution,
     return ""
 
 
-@functools.cache
-def _does_not_work(device: str) -> str:
-    """What a small product says against the installed versions, or the empty text. quack and the compiler that it
-    comes with change quickly, and not every pair of them goes together."""
-    try:
-        from quack.gemm_interface import gemm_act
+def tell_fused(mlps: int, loss: bool, execution: Execution, ranks: Ranks) -> None:
+    """Says what takes fused kernels.
 
-        x, weight = (torch.randn(256, 256, device=device, dtype=torch.bfloat16) for _ in range(2))
-        _, found = gemm_act(x, weight.t(), activation="gelu_tanh_approx", tuned=False)
-        expected = F.gelu(x.float() @ weight.float().t(), approximate="tanh")
-        difference = float((found.float() - expected).norm() / expected.norm())
+    Raises:
+        BadInput: they are asked for, and nothing of this run does.
+    """
+    what = [*([f"{mlps} MLPs"] * bool(mlps)), *(["the loss"] * loss)]
+    if not what and execution.fused_kernels is True:
+        raise BadInput(
+            "params.yaml: execution.fused_kernels is true, but neither the MLPs nor the loss of this run have any "
+            "(docs/train.md, Products and what follows them); set it to auto"
+        )
+    if what and ranks.first:
+        say(f"train: fused kernels for {' and '.join(what)}")
+
+
+@functools.cache
+def _does_not_work(device: str, mlp: str) -> str:
+    """What a small pass through the kernels that this model would take says against the installed versions, or the
+    empty text. quack and the compiler that it comes with change quickly, and not every pair goes together."""
+    try:
+        apart = max([*_mlp_apart(device, mlp), *_loss_apart(device)])
     except Exception as error:  # whatever a compiler raises
         return f"quack-kernels does not work here: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return "" if difference < 0.01 else f"quack-kernels computes wrongly here (differs by {difference:.3g})"
+    return "" if apart < 0.02 else f"quack-kernels computes wrongly here (differs by {apart:.3g})"
+
+
+def _mlp_apart(device: str, mlp: str) -> list[float]:
+    """How far output and gradient of a small fused MLP lie from those of the plain one, relative."""
+    config = ModelConfig(hidden_size=256, intermediate_size=512, n_layers=1, n_heads=2, mlp=mlp)
+    if mlp not in MLPS:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    plain, fused = Decoder(config, 256, 16).to(device), Decoder(config, 256, 16).to(device)
+    plain.initialise(generator)
+    fused.load_state_dict(plain.state_dict())
+    fuse_mlps(fused)
+    x = torch.randn(256, 256, generator=generator).to(device, torch.bfloat16)
+    found = []
+    for model in (plain, fused):
+        block_mlp, leaf = cast(nn.Module, model.blocks[0].mlp), x.clone().requires_grad_()
+        for parameter in block_mlp.parameters():  # outputs that are not zero
+            parameter.data.normal_(std=0.1, generator=torch.Generator(device).manual_seed(1))
+        with torch.enable_grad(), torch.autocast(torch.device(device).type, torch.bfloat16):
+            y = block_mlp(leaf)
+        y.backward(x)
+        assert leaf.grad is not None
+        found.append((y.detach(), leaf.grad))
+    return [_apart(one, other) for one, other in zip(*found, strict=True)]
+
+
+def _loss_apart(device: str) -> list[float]:
+    """The same of the gradient of a small loss, from torch's in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(256, 256, generator=generator).to(device, torch.bfloat16)
+    head = torch.randn(512, 256, generator=generator).to(device, torch.bfloat16)
+    labels = torch.arange(256, device=device)
+    ours, theirs = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
+    with torch.enable_grad():
+        scaled_cross_entropy(ours, head, labels, 128).backward()
+        F.cross_entropy(theirs @ head.float().t(), labels, reduction="sum").backward()
+    assert ours.grad is not None and theirs.grad is not None
+    return [_apart(theirs.grad, ours.grad)]
+
+
+def _apart(expected: Tensor, found: Tensor) -> float:
+    difference = float((found.float() - expected.float()).norm() / expected.float().norm())
+    return difference if math.isfinite(difference) else math.inf

@@ -27,7 +27,7 @@ from stages.train import feasible
 from stages.train.activations import checkpoint_activations
 from stages.train.exchange import Exchange, InParts, Summed, begin_alike
 from stages.train.float8 import check_device, convert_to_float8
-from stages.train.fused import wants_fused
+from stages.train.fused import tell_fused, wants_fused
 from stages.train.fused_mlp import fuse_mlps
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
 from stages.train.objective import OBJECTIVES, compile_parts
@@ -55,8 +55,8 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
             say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
     compiled = wants_compile(execution, ranks)
     fused = wants_fused(model, params, execution, ranks, compiled)
-    if fused:
-        fuse_mlps(model)
+    # Selective checkpointing keeps whole results of operators, so that h of a fused MLP would stay.
+    n_fused = fuse_mlps(model) if fused and execution.activation_checkpointing != "selective" else 0
     checkpoint_activations(model, execution.activation_checkpointing, compiled)
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
@@ -66,6 +66,8 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
         objective = OBJECTIVES[params.objective](model, params.z_loss, params.label_smoothing, chunk, fused)
     else:
         objective = own_objective(params.objective, model, params)
+    if fused:
+        tell_fused(n_fused, getattr(objective, "fused", False), execution, ranks)
     if compiled:
         # Kinds of layers times sizes of batches, in training and validation: more than torch's 8, behind which it
         # goes on without compiling.

@@ -49,5 +49,5 @@ def test_the_toy_form_measures_everything(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "loader: rows of" in printed and "head: ours" in printed and "FAILED" not in printed
     found = json.loads(out.read_text())
-    assert [row["side"] for row in found] == ["ours"] * 3
+    assert [row["side"] for row in found] == ["ours"] * 4
     assert all(row["tokens_per_s"] > 0 and row["last_loss"] < row["first_loss"] + 0.1 for row in found)

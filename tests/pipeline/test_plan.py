@@ -100,3 +100,13 @@ def test_linked_files_are_counted_once(root: Path) -> None:
     (cache / "a").write_bytes(b"x" * 1_000_000)
     (root / ".dvc" / "tmp" / "millrace" / "b").hardlink_to(cache / "a")
     assert on_disk(root) == pytest.approx(1e6, rel=0.05)
+
+
+def test_figures_are_those_of_the_records_that_they_name():
+    repository = Path(__file__).parents[2]
+    record = json.loads((repository / "benchmarks/records/2026-11-22-memory.json").read_text())
+    for name, (value, source) in SOURCES.items():
+        if source.startswith("benchmarks/records/"):
+            assert (repository / source.split(": ")[0]).exists(), name
+        if name.endswith("CPU s a GB"):
+            assert record["stages"][name.split(":")[0]]["1"][2] == value, name

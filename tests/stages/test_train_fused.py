@@ -14,11 +14,11 @@ from model.decoder import Decoder
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.tokens import IGNORED_LABEL
-from stages.train import float8
+from stages.train import float8, fused
 from stages.train.cross_entropy import LossTerms, chunked_cross_entropy
 from stages.train.feasible import infeasible
 from stages.train.float8 import scaled_both
-from stages.train.fused import wants_fused
+from stages.train.fused import tell_fused, wants_fused
 from stages.train.fused_mlp import FusedGatedMLP, FusedPlainMLP, fuse_mlps
 from stages.train.objective import CausalObjective
 from stages.train.params import TrainParams
@@ -93,14 +93,14 @@ def decoder(mlp: str, device: str = "cpu") -> Decoder:
     return model.to(device).train()
 
 
-def pass_of(model: Decoder, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def pass_of(model: Decoder, by_fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of 8 rows and its gradients, as training computes them."""
     device = next(model.parameters()).device.type
     inputs = torch.randint(0, 256, (8, 16), generator=torch.Generator().manual_seed(2)).to(device)
     labels = inputs.roll(-1, 1).clone()
     labels[:, -1] = IGNORED_LABEL
-    objective = CausalObjective(model, chunk_tokens=128, fused=fused)
-    assert objective.fused is fused
+    objective = CausalObjective(model, chunk_tokens=128, fused=by_fused)
+    assert objective.fused is by_fused
     segments, positions = torch.zeros_like(inputs), torch.arange(16, device=device).expand(8, 16)
     with torch.autocast(device, torch.bfloat16):
         total, nats = objective(inputs, labels, segments, positions)
@@ -110,18 +110,18 @@ def pass_of(model: Decoder, fused: bool) -> tuple[float, dict[str, torch.Tensor]
 
 
 def compare(mlp: str, device: str) -> None:
-    plain, fused = decoder(mlp, device), decoder(mlp, device)
+    plain, joined = decoder(mlp, device), decoder(mlp, device)
     names = list(plain.state_dict())
-    assert fuse_mlps(fused) == 2
-    assert type(fused.blocks[0].mlp) is (FusedGatedMLP if mlp == "swiglu" else FusedPlainMLP)
-    assert list(fused.state_dict()) == names
-    (loss, expected), (other_loss, found) = pass_of(plain, False), pass_of(fused, True)
+    assert fuse_mlps(joined) == 2
+    assert type(joined.blocks[0].mlp) is (FusedGatedMLP if mlp == "swiglu" else FusedPlainMLP)
+    assert list(joined.state_dict()) == names
+    (loss, expected), (other_loss, found) = pass_of(plain, False), pass_of(joined, True)
     assert other_loss == pytest.approx(loss, abs=2e-3)
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm() / gradient.norm()) < 0.02, name
     with torch.no_grad():  # validation: the same kernels as ever
         inputs = torch.zeros(1, 4, dtype=torch.int64, device=device)
-        assert torch.equal(fused(inputs), plain(inputs))
+        assert torch.equal(joined(inputs), plain(inputs))
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu", "relu2"])
@@ -180,6 +180,33 @@ def test_a_loss_with_more_than_cross_entropy_goes_in_plain_chunks():
         assert not suits(model, terms, 128)
     padded = Decoder(MODEL, 250, 16)  # six rows of the head are of no token
     assert not suits(padded, LossTerms(250), 128)
+
+
+def test_versions_that_do_not_go_together_are_found_before_the_first_step(stand_in, monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("no fail-closed\nsemantic key")
+
+    def wrong(A, B, activation, config):
+        product, h = gemm_act(A, B, activation, config)
+        return product, h * 1.1
+
+    interface = sys.modules["quack.gemm_interface"]
+    for mlp in ("swiglu", "relu2", "geglu"):
+        assert fused._does_not_work.__wrapped__("cpu", mlp) == ""
+    monkeypatch.setattr(interface, "gemm_dact", broken)
+    told = fused._does_not_work.__wrapped__("cpu", "gelu")
+    assert told == "quack-kernels does not work here: TypeError: no fail-closed semantic key"
+    monkeypatch.setattr(interface, "gemm_act", wrong)
+    monkeypatch.setattr(interface, "gemm_dact", gemm_dact)
+    assert fused._does_not_work.__wrapped__("cpu", "gelu").startswith("quack-kernels computes wrongly here")
+
+
+def test_what_takes_them_is_told(capsys):
+    tell_fused(12, True, Execution(), GPU)
+    assert "train: fused kernels for 12 MLPs and the loss" in capsys.readouterr().out
+    tell_fused(0, False, Execution(), GPU)
+    with pytest.raises(BadInput, match="neither the MLPs nor the loss of this run have any"):
+        tell_fused(0, False, Execution(fused_kernels=True), GPU)
 
 
 def test_asking_for_them_where_they_cannot_be_says_why():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.decoder import Decoder
+from stages.checkpoint import write_tensors
 from stages.errors import BadInput, Failed
 from stages.execution import Execution
 from stages.tokens import TokenRows
@@ -18,6 +19,7 @@ from stages.train.float8 import Float8Linear, convert_to_float8
 from stages.train.objective import CausalObjective, autocast
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
+from stages.train.parts import stored
 from stages.train.prepare import no_graph_here, prepare
 from stages.train.ranks import Ranks
 from stages.train.scaler import FIRST, LossScaler
@@ -120,7 +122,7 @@ def test_a_block_keeps_less():
     assert held("full") < 0.7 * held("none")
 
 
-def test_the_scaler_halves_after_infinity_and_doubles_after_good_steps(monkeypatch):
+def test_the_scaler_halves_after_infinity_and_doubles_after_good_steps(monkeypatch, tmp_path):
     monkeypatch.setattr("stages.train.scaler.GROWTH_STEPS", 3)
     scaler = LossScaler("cpu")
     scaler.update(torch.tensor(False))
@@ -129,7 +131,8 @@ def test_the_scaler_halves_after_infinity_and_doubles_after_good_steps(monkeypat
         scaler.update(torch.tensor(True))
     assert scaler.factor == FIRST
     other = LossScaler("cpu")
-    other.load({name: tensor.clone() for name, tensor in scaler.tensors().items()})
+    write_tensors(tmp_path / "scaler.safetensors", scaler.tensors())
+    other.load(stored(tmp_path, "scaler"))
     assert other.factor == scaler.factor and other.good_steps == scaler.good_steps
 
 

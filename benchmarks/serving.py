@@ -166,9 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=0, help="random weights of this width, with heads of 64")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument(
-        "--compile", choices=["true", "false", "tuned", "kernels"], help="our step on a GPU [default: true there]"
-    )
+    parser.add_argument("--compile", choices=["true", "false", "tuned"], help="our step on a GPU [default: true there]")
     arguments = parser.parse_args()
     arguments.compile = arguments.compile or str(arguments.device == "cuda").lower()
     with tempfile.TemporaryDirectory() as base:

@@ -27,11 +27,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--compile",
     "compiled",
-    type=click.Choice(["auto", "true", "false", "tuned", "kernels"]),
+    type=click.Choice(["auto", "true", "false", "tuned"]),
     default="auto",
     show_default=True,
     help="The step of a GPU: fewer kernels, half a minute at the first request. auto: true on a GPU, for the "
-    "architectures that it serves; kernels: our own for one request alone. A CPU refuses it.",
+    "architectures that it serves. A CPU refuses it.",
 )
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="A file of keys, one a line. [default: MILLRACE_API_KEYS]"

@@ -12,18 +12,16 @@ A row that is in use but takes part with no token of its own (a prompt that is s
 at its next place: what the step writes there is overwritten by whatever comes next.
 
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
-the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py, and for one row
-kernels.py, if asked for). Guesses are recorded as well, where no layer has a window.
+the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py). Guesses are
+recorded as well, where no layer has a window.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,14 +32,10 @@ from serving.rows import Rows
 from serving.single import Single
 from stages.errors import BadInput
 
-if TYPE_CHECKING:
-    from serving.kernels import Kernels
-
 log = logging.getLogger("millrace.serving")
 Step = Callable[[Tensor, Tensor], Tensor]
 LENGTH_UNIT = 64
 ASKED_OF_CACHES = ("part", "copy_row", "n_bytes")  # of one's own, too
-MOST_APART = 0.1  # of the largest logit; rounding in bf16 comes to 0.03
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
@@ -49,7 +43,7 @@ class Reader:
     """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens.
 
     Args:
-        compiled: as for `Rows`, or `kernels`: as `true`, and one row by kernels.py. For a GPU.
+        compiled: as for `Rows`; for a GPU.
 
     Raises:
         BadInput: the model cannot be served, or not in this way.
@@ -85,7 +79,6 @@ class Reader:
         self.use_graphs = self.device.type == "cuda" and not asks
         few = self.use_graphs and Rows.serves(model)
         self.rows = Rows(model, capacity, compiled) if few else None
-        self.kernels = self._own_kernels(self.rows) if self.rows and compiled == "kernels" else None
 
     @property
     def n_bytes(self) -> int:
@@ -165,64 +158,28 @@ class Reader:
         token, position = (tokens[-1], positions[-1]) if shared else (0, 0)
         inputs_B1 = torch.tensor([*tokens, *[token] * beside])[:, None]
         positions_B1 = torch.tensor([*positions, *[position] * beside])[:, None]
-        key = self._key(len(inputs_B1), positions, shared)
-        while key not in self.graphs:
-            try:
-                self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
-            except Exception as problem:
-                self._give_way(key, problem)
-                key = self._key(len(inputs_B1), positions, shared)
+        key = len(inputs_B1), self._length(max(positions) + 1), shared
+        if key not in self.graphs:
+            self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
         return self.graphs[key].run(inputs_B1, positions_B1)[: len(tokens)]
 
-    def _key(self, n: int, positions: Sequence[int], shared: bool) -> tuple[int, int, bool]:
-        """Of a recording; that of our own kernels serves all lengths."""
-        alone = self.kernels is not None and n == 1 and not shared
-        return n, self.capacity if alone else self._length(max(positions) + 1), shared
-
     def _graph(self, n: int, length: int, shared: bool, inputs: Tensor, positions: Tensor) -> Graph:
-        graph = Graph(self._recorded(n, length, shared), inputs, positions, self.device)
-        if self.kernels is not None and n == 1 and not shared:
-            caches = [cache.part(0, 1, length) for cache in self.caches]
-            expected = self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[:, 0].float()
-            apart = (graph.run(inputs, positions).float() - expected).abs().max() / expected.abs().max()
-            if not apart <= MOST_APART:
-                raise RuntimeError(f"logits are {float(apart):.2g} of the largest from the decoder's own")
-        return graph
-
-    def _give_way(self, key: tuple[int, int, bool], problem: Exception) -> None:
-        """Goes on without our own kernels, then without torch.compile; requests that run lose nothing."""
-        said = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-        if self.kernels is not None and key[0] == 1 and not key[2]:
-            log.warning("--compile: a step by our own kernels failed, torch.compile's serve from now on (%s)", said)
-            self.kernels = None
-        elif self.rows is not None and self.rows.is_compiled:
-            log.warning("--compile: the step could not be compiled, it goes on as it is (%s)", said)
+        try:
+            return Graph(self._recorded(n, length, shared), inputs, positions, self.device)
+        except Exception:
+            if self.rows is None or not self.rows.is_compiled:
+                raise
+            log.exception("the step could not be compiled; it goes on as it is")
             self.graphs.clear()  # they read matrices and tables of the old Rows, by address
-            self.kernels, self.rows = None, Rows(self.model, self.capacity, "false")
-        else:
-            raise problem
+            self.rows = Rows(self.model, self.capacity, "false")
+            return self._graph(n, length, shared, inputs, positions)
 
     def _recorded(self, n: int, length: int, shared: bool) -> Step:
         if self.rows is None:
             caches = [cache.part(0, n, length) for cache in self.caches]
             return lambda i, p: self.model.extend(i, p, caches)[:, 0]
-        if self.kernels is not None and n == 1 and not shared:
-            return self.kernels.step
         rows, whole = self.rows, [cache.part(0, 1 if shared else n, self.capacity) for cache in self.caches]
         return lambda i, p: rows.step(i, p, whole, length, shared)
-
-    def _own_kernels(self, rows: Rows) -> Kernels:
-        """For one row, where this machine and this decoder have them."""
-        if importlib.util.find_spec("triton") is None:
-            raise BadInput("--compile kernels: needs triton, which comes with PyTorch for CUDA; use --compile true")
-        from serving.kernels import Kernels
-
-        if not Kernels.serves(self.model):
-            raise BadInput(
-                "--compile kernels: they are for decoders with RMS norms before each branch and of the heads, rotary "
-                "positions, swiglu, no biases and no windows; use --compile true or tuned"
-            )
-        return Kernels(self.model, self.caches, self.capacity, rows.joined)
 
     def move(self, source: int, target: int, read: int) -> None:
         """Gives a sequence that has read so many tokens another row."""

@@ -65,28 +65,6 @@ def test_graphs_of_a_step_that_is_given_up_are_not_replayed(monkeypatch):
     assert not reader.rows.is_compiled and [key[0] for key in reader.graphs] == [2]
 
 
-def test_our_own_kernels_give_way_to_compiled_ones(monkeypatch, caplog):
-    class Recording:
-        def __init__(self, step, inputs, positions, device):
-            self.step = step
-
-        def run(self, inputs, positions):
-            return self.step(inputs, positions)
-
-    class Kernels:
-        def step(self, inputs, positions):
-            return torch.full((1, model.vocab_size), float("nan"))
-
-    monkeypatch.setattr("serving.reader.Graph", Recording)
-    model = decoder()
-    reader, right = Reader(model, 2, CAPACITY), Reader(model, 2, CAPACITY)
-    reader.rows, reader.kernels = Rows(model, CAPACITY, "false"), Kernels()
-    with torch.inference_mode():
-        torch.testing.assert_close(reader._replayed([3], [0]), right.step([3], [0])[None][0], atol=1e-5, rtol=1e-5)
-    assert reader.kernels is None and len(reader.graphs) == 1
-    assert "our own kernels failed" in caplog.text and "nan" in caplog.text
-
-
 @pytest.mark.parametrize("variant", ["cache of one's own", "experts", "latent"])
 def test_compiling_what_is_not_compiled_is_refused(variant):
     with pytest.raises(BadInput, match="--compile true: experts, latent attention"):

@@ -82,7 +82,5 @@ class ReorderedDecoder(Decoder):
         self.head = None  # which is now in blocks; the embedding is looked into
         self.eval().requires_grad_(False)
 
-    def logits(self, hidden_BTC: Tensor) -> Tensor:
-        logits_BTV = self.scores(hidden_BTC)[..., : self.vocab_size]
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
+    def head_product(self, hidden_BTC: Tensor) -> Tensor:
+        return self.scores(hidden_BTC)

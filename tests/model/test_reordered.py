@@ -34,6 +34,15 @@ def test_heads_caps_and_biases_too(settings: dict) -> None:
         torch.testing.assert_close(reordered(model)(inputs), model(inputs), atol=1e-5, rtol=1e-5)
 
 
+def test_an_untied_head_is_the_one_that_multiplies() -> None:
+    model = decoder(tie_embeddings=False)
+    hidden = torch.randn(2, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = reordered(model).head_product(hidden)
+        torch.testing.assert_close(found, model.head_product(hidden), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(found, hidden @ model.embedding.weight.t(), atol=1e-2)
+
+
 def test_the_plain_matrices_are_not_kept() -> None:
     model = decoder(tie_embeddings=False)
     weights = dict(model.state_dict())

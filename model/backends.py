@@ -7,11 +7,10 @@
     fa2      the package flash-attn: documents and windows; sinks by kernels of ours (model/sinks.py)
     fa4      the package flash-attn-4: the same, on Hopper and Blackwell
 
-FlashAttention 3 is none: its package is on no registry, and its successor fa4 runs on the same cards.
-
 Each says what it cannot do (`unfit`), makes its form of a mask once per forward pass (`form`), and
 attends. `choose` takes the first that fits in the order of `preference`, which follows what was measured
-on one H200 (docs/model.md); a backend asked for by name fits or is refused.
+on one H200 (docs/model.md), so fa2, which has not met its package on a card, is taken by name alone; a backend asked
+for by name fits or is refused.
 
 Shapes: B rows, T queries, S keys, H query heads, K key heads, D width of a head.
 """
@@ -113,8 +112,6 @@ def preference(case: Case) -> tuple[str, ...]:
         return ("sdpa", "flex") if case.length <= 1024 or not (case.packed or case.reach.window) else ("flex", "sdpa")
     if not case.packed and not case.reach.window:
         return ("fa4", "sdpa")
-    if case.generation == AMPERE:  # what FlashAttention 2 was written for; not measured here
-        return ("fa2", "varlen", "flex", "sdpa")
     # docs/model.md has the times; varlen with sinks is refused by `unfit`
     packed_short = case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096
     wide_window = case.reach.window and case.key_width > 64

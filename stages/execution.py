@@ -11,16 +11,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from stages.errors import BadInput
 from stages.params import Section
-
-
-def _not_fa3(name: str) -> str:
-    if name == "fa3":
-        raise ValueError("fa3 is none: its package is on no registry; set it to fa4, its successor, or to auto")
-    return name
 
 
 class Execution(Section):
@@ -36,9 +30,7 @@ class Execution(Section):
     fused_kernels: bool | Literal["auto"] = "auto"
     activation_checkpointing: str = "none"
     loss_chunk_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    attention_backend: Annotated[Literal["auto", "sdpa", "flex", "varlen", "fa2", "fa4"], BeforeValidator(_not_fa3)] = (
-        "auto"
-    )
+    attention_backend: Literal["auto", "sdpa", "flex", "varlen", "fa2", "fa4"] = "auto"
     init_from: str = ""
     scratch: str = ""
     scratch_gb: float = Field(default=50, ge=0)

@@ -199,13 +199,12 @@ def test_fa4_is_first_where_it_is_installed_and_can(both_packages):
     assert choose(case(packed=False)) == "fa4"
 
 
-def test_fa2_is_for_documents_and_windows_on_ampere(both_packages):
+@pytest.mark.parametrize("generation", [8, 9])
+def test_fa2_is_taken_by_name_alone(both_packages, generation):
     for reach in (Reach(0, 0), Reach(256, 4), Reach(256, 0)):
         for n_kv_heads in (4, 2):
-            assert choose(case(reach=reach, n_kv_heads=n_kv_heads, generation=8)) == "fa2"
-    assert choose(case(packed=False, generation=8)) == "sdpa"
-    assert choose(case(key_width=256, value_width=256)) == "flex"  # on Hopper by name alone
-    assert choose(case(), "fa2") == "fa2"
+            asked = case(reach=reach, n_kv_heads=n_kv_heads, generation=generation)
+            assert choose(asked) != "fa2" and choose(asked, "fa2") == "fa2"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def stand_in(monkeypatch):
 
 
 def test_fa2_is_found_where_its_compiled_part_is(stand_in):
-    assert choose(case(generation=8)) == "fa2"
+    assert choose(case(generation=8), "fa2") == "fa2"
 
 
 @pytest.mark.parametrize("packed", [False, True])

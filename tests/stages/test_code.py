@@ -150,7 +150,6 @@ def test_bad_params_of_any_section_stop_before_any_work(copy: Path, section: str
             "train.precision: fp8 needs a GPU, but execution.device is cpu",
         ),
         ({"execution": {"device": "cpu", "attention_backend": "fa4"}}, "attention_backend: fa4 runs on GPUs only"),
-        ({"execution": {"attention_backend": "fa3"}}, "attention_backend: fa3 is none: .*; set it to fa4, "),
         ({"execution": {"device": "cpu", "cuda_graphs": True}}, "execution.cuda_graphs: true, but execution.device is"),
         ({"model": {"dropout": 0.1}, "execution": {"cuda_graphs": True}}, "cuda_graphs: true, but what model.dropout"),
         (

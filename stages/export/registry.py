@@ -5,10 +5,10 @@ is the newest version that may compete, `champion` the best one on one test text
 moves within a DVC experiment; `millrace promote VERSION` lets an experiment's model compete. The tag `promotion`
 says why a version became champion or did not. Who moves an alias holds a lock in the main repository.
 
-A version holds the folders of all formats, three small files that make it a pyfunc model (MLmodel, requirements,
-pyfunc.py), and in `provenance` what leads back to its workspace (snapshot.py) and its losses on each test document.
-They are written here because `mlflow.pyfunc.log_model` imports the model to guess what we know, and takes a
-server's clock into the files.
+A version holds the folders of the formats that were made, three small files that make it a pyfunc model (MLmodel,
+requirements, pyfunc.py), and in `provenance` what leads back to its workspace (snapshot.py) and its losses on each
+test document. They are written here because `mlflow.pyfunc.log_model` imports the model to guess what we know, and
+takes a server's clock into the files.
 """
 
 from __future__ import annotations
@@ -142,13 +142,21 @@ def find_version(client: MlflowClient, name: str, manifest_sha256: str) -> Model
     return found[0] if found else None
 
 
+def made_formats(folder: Path) -> list[str]:
+    """The folders of an export that its manifest names more of than a README.md, which stands alone in the others."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    files = {entry["file"] for entry in manifest["files"]}
+    names = {name.split("/")[0] for name in files}
+    return sorted(name for name in names if any(file.startswith(f"{name}/") for file in files - {f"{name}/README.md"}))
+
+
 def create_version(client: MlflowClient, run_id: str, candidate: Candidate) -> ModelVersion:
     """Uploads the folder as a pyfunc model below the run and registers it."""
     from mlflow.exceptions import MlflowException
 
     place = f"model-{candidate.tags['manifest_sha256'][:16]}"
-    for folder in sorted(path for path in candidate.folder.iterdir() if path.is_dir() and any(path.iterdir())):
-        client.log_artifacts(run_id, str(folder), f"{place}/{folder.name}")
+    for name in made_formats(candidate.folder):
+        client.log_artifacts(run_id, str(candidate.folder / name), f"{place}/{name}")
     with tempfile.TemporaryDirectory() as beside:
         files = {name: text.encode() for name, text in pyfunc_files().items()}
         files |= {f"provenance/{name}": content for name, content in candidate.provenance.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,7 +13,9 @@ from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from stages.entry import Job, file_sha256
 from stages.execution import Execution
+from stages.export.params import FORMATS
 from stages.export.registry import Candidate, apply_rule, publish, pyfunc_files, register
+from stages.export.stage import NOT_ASKED_FOR
 from stages.tracking import open_run, store_address
 from tests.stages.exports import OUTER_SETTINGS
 
@@ -79,13 +83,31 @@ def candidate(root: Path, sha256: str, bits_per_byte: float, text: str = "e1", e
     folder = root / "model"
     (folder / "hf").mkdir(parents=True, exist_ok=True)
     (folder / "hf" / "config.json").write_text("{}")
-    (folder / "manifest.json").write_text("{}")
+    (folder / "gguf").mkdir(exist_ok=True)
+    (folder / "gguf" / "README.md").write_text(NOT_ASKED_FOR.format("gguf"))
+    manifest = {"files": [{"file": "gguf/README.md"}, {"file": "hf/config.json"}]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     figures = {"bits_per_byte": bits_per_byte, "bits_per_byte_low": bits_per_byte - 0.02}
     figures["bits_per_byte_high"] = bits_per_byte + 0.02
     tags = {**{key: str(value) for key, value in figures.items()}, "eval_sha256": text, "manifest_sha256": sha256}
     losses = [f"{document},100,{bits_per_byte + document / 10}" for document in range(20)]
     files = {"documents.csv": "\n".join(["document,bytes,bits_per_byte", *losses]).encode()}
     return Candidate("rules", folder, tags, files, experiment, root / "registry.lock")
+
+
+def test_a_version_holds_the_formats_that_were_made_and_no_other(workspace: Path, export: Path, tmp_path: Path) -> None:
+    client = client_of(workspace)
+
+    def formats(version: ModelVersion) -> set[str]:
+        place = Path(version.source or "").name
+        return {Path(file.path).name for file in client.list_artifacts(version.run_id or "", place) if file.is_dir}
+
+    given = dataclasses.replace(candidate(tmp_path, "a", 1.9), name="formats")
+    with open_run(Job("export", workspace), "formats", {}) as tracked:
+        tracked.call(lambda client, run_id: register(client, run_id, given), 60)
+    assert formats(client.get_model_version("formats", "1")) == {"hf", "code", "provenance"}
+    champion = client.get_model_version_by_alias("millrace", "champion")  # of an export in all formats
+    assert formats(champion) == {*FORMATS, "code", "provenance"}
 
 
 def test_aliases_move_by_rule_and_each_version_says_why(workspace: Path, export: Path, tmp_path: Path) -> None:

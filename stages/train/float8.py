@@ -35,8 +35,13 @@ TINY = 1e-12  # a tensor of zeros gets a finite scale
 TILE_N, TILE_C = 128, 64  # of `cast_both`
 
 
-def convert_to_float8(model: Decoder, scaling: str, narrowest: int = NARROWEST) -> list[str]:
+def convert_to_float8(
+    model: Decoder, scaling: str, narrowest: int = NARROWEST, in_parts: bool = False
+) -> list[str]:  # fmt: skip
     """Has the linear layers of blocks multiply in 8 bits where that gains; returns their names.
+
+    Args:
+        in_parts: weights will be gathered for each pass (sharding.py), so nothing of them is to be kept between.
 
     Raises:
         BadInput: no layer of this model is wide enough.
@@ -45,7 +50,7 @@ def convert_to_float8(model: Decoder, scaling: str, narrowest: int = NARROWEST) 
     for name, module in model.blocks.named_modules():
         if type(module) is nn.Linear and not name.endswith("router") and gains(module, narrowest):
             module.__class__ = Float8Linear
-            module.scaling = scaling  # type: ignore[assignment]
+            module.scaling, module.in_parts = scaling, in_parts  # type: ignore[assignment]
             found.append(f"blocks.{name}")
     if not found:
         raise BadInput(
@@ -81,21 +86,35 @@ class Float8Linear(nn.Linear):
     """y = x W^T in E4M3; the gradients of x and W by E5M2 times E4M3. Parameters and names are those of nn.Linear."""
 
     scaling: str
+    in_parts: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[:-1].numel() % 16:  # the gradient of the weights is a product over tokens
             return super().forward(x)
-        product = _Tensorwise if self.scaling == "tensorwise" else _Rowwise
-        y = product.apply(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        x_NC = x.flatten(0, -2)
+        if self.scaling == "rowwise":
+            y_NF = _Rowwise.apply(x_NC, self.weight)
+        elif torch.is_grad_enabled():
+            y_NF = _Tensorwise.apply(x_NC, self.weight, self.in_parts)
+        else:  # nobody will read what lies transposed
+            y_NF = tensorwise(x_NC, self.weight)
+        y = y_NF.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def scale_of(highest: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.finfo(dtype).max / highest.float().clamp(min=TINY)
+
+
+def eight_bits(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = torch.finfo(dtype).max
+    return (x.float() * scale).clamp(-largest, largest).to(dtype)
 
 
 def cast(x: Tensor, dtype: torch.dtype, dim: int) -> tuple[Tensor, Tensor]:
     """x in 8 bits and the factors along `dim` that undo its scales, fp32."""
-    highest = x.abs().amax(dim=dim, keepdim=True)
-    scale = torch.finfo(dtype).max / highest.float().clamp(min=TINY)
-    largest = torch.finfo(dtype).max
-    return (x.float() * scale).clamp(-largest, largest).to(dtype), scale.reciprocal()
+    scale = scale_of(x.abs().amax(dim=dim, keepdim=True), dtype)
+    return eight_bits(x, scale, dtype), scale.reciprocal()
 
 
 def columns(x: Tensor) -> Tensor:
@@ -107,29 +126,54 @@ def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch
     return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
 
 
+def tensorwise(x_NC: Tensor, weight_FC: Tensor) -> Tensor:
+    """x W^T, and nothing for a backward pass. The bits are those of `_Tensorwise`, unless a compiler that joins the
+    cast to what comes before it leaves out the rounding to bf16."""
+    x, x_scale = scaled(x_NC.to(torch.bfloat16), FORWARD)
+    weight, weight_scale = scaled(weight_FC.to(torch.bfloat16), FORWARD)
+    return product(x, x_scale, weight.t(), weight_scale, torch.bfloat16, fast=True)
+
+
 class _Tensorwise(torch.autograd.Function):
+    """In parts the weight itself is kept, which FSDP frees and gathers again, and cast once more in the backward pass:
+    8 bits of it would wait on every rank, in whole."""
+
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_FC: Tensor) -> Tensor:
+    def forward(ctx: Any, x_NC: Tensor, weight_FC: Tensor, in_parts: bool) -> Tensor:
         dtype = torch.bfloat16
         x, x_t, x_scale = scaled_both(x_NC.to(dtype), FORWARD)
-        weight, weight_t, weight_scale = scaled_both(weight_FC.to(dtype), FORWARD)
-        ctx.save_for_backward(x_t, x_scale, weight_t, weight_scale)
-        ctx.dtypes = (x_NC.dtype, weight_FC.dtype)
+        if in_parts:
+            weight, weight_scale = scaled(weight_FC.to(dtype), FORWARD)
+            ctx.save_for_backward(x_t, x_scale, weight_FC)
+        else:
+            weight, weight_t, weight_scale = scaled_both(weight_FC.to(dtype), FORWARD)
+            ctx.save_for_backward(x_t, x_scale, weight_t, weight_scale)
+        ctx.dtypes, ctx.in_parts = (x_NC.dtype, weight_FC.dtype), in_parts
         return product(x, x_scale, weight.t(), weight_scale, dtype, fast=True)
 
     @staticmethod
-    def backward(ctx: Any, gradient_NF: Tensor) -> tuple[Tensor, Tensor]:
-        x_t, x_scale, weight_t, weight_scale = ctx.saved_tensors
+    def backward(ctx: Any, gradient_NF: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_t, x_scale, *kept = ctx.saved_tensors
+        if ctx.in_parts:
+            _, weight_t, weight_scale = scaled_both(kept[0].to(torch.bfloat16), FORWARD)
+        else:
+            weight_t, weight_scale = kept
         x_dtype, weight_dtype = ctx.dtypes
         gradient, gradient_t, scale = scaled_both(gradient_NF, BACKWARD)
         dx = product(gradient, scale, weight_t.t(), weight_scale, torch.bfloat16, fast=False)
         dw = product(gradient_t, scale, x_t.t(), x_scale, torch.bfloat16, fast=False)
-        return dx.to(x_dtype), dw.to(weight_dtype)
+        return dx.to(x_dtype), dw.to(weight_dtype), None
+
+
+def scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x in 8 bits, and the factor that undoes its one scale."""
+    scale = scale_of(x.abs().amax(), dtype)
+    return eight_bits(x, scale, dtype), scale.reciprocal()
 
 
 def scaled_both(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """x in 8 bits, the same transposed, and the factor that undoes their one scale."""
-    scale = torch.finfo(dtype).max / x.abs().amax().float().clamp(min=TINY)
+    """The same, and x in 8 bits transposed between the two."""
+    scale = scale_of(x.abs().amax(), dtype)
     y, y_t = torch.ops.millrace.cast_both(x, scale, dtype)
     return y, y_t, scale.reciprocal()
 
@@ -137,15 +181,14 @@ def scaled_both(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("millrace::cast_both", mutates_args=())
 def cast_both(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x * scale in 8 bits, [N, C] and [C, N]."""
-    largest = torch.finfo(dtype).max
     if not x.is_cuda:
-        y = (x.float() * scale).clamp(-largest, largest).to(dtype)
+        y = eight_bits(x, scale, dtype)
         return y, y.t().contiguous()
     (N, C), x = x.shape, x.contiguous()
     y = torch.empty(N, C, dtype=dtype, device=x.device)
     y_t = torch.empty(C, N, dtype=dtype, device=x.device)
     grid = (-(-N // TILE_N), -(-C // TILE_C))
-    _kernel()[grid](x, scale, y, y_t, N, C, LARGEST=largest, TILE_N=TILE_N, TILE_C=TILE_C, num_warps=4)
+    _kernel()[grid](x, scale, y, y_t, N, C, LARGEST=torch.finfo(dtype).max, TILE_N=TILE_N, TILE_C=TILE_C, num_warps=4)
     return y, y_t
 
 

@@ -5,7 +5,8 @@
     manifest.json                       size and sha256 of all files, written last, by the first rank
 
 A rank notes size and sha256 of its files beside them when they are on the disk. The first rank waits for the notes of
-all, writes the manifest and gives the folder its name, so that a kill at any moment leaves it whole or not there.
+all, writes the manifest and gives the folder its name, so that a kill at any moment leaves it whole or not there. It
+waits as long as the files of a rank grow, and somewhat longer.
 
 `Stored` is a tensor in such files, or in one: 3 ranks that go on from the files above read rows 0 and 1, 2 and 3, 4.
 What train publishes is joined: the bytes of the rows end to end, behind a header, are the file of the whole tensors.
@@ -13,6 +14,7 @@ What train publishes is joined: the bytes of the rows end to end, behind a heade
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -32,7 +34,9 @@ from stages.weights_file import read_header, readable
 
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 POLL = 0.02  # seconds between looks for the notes of other ranks
-GRACE = 5.0  # seconds in which they may still come when the training ends
+PATIENCE = 120.0  # seconds for which the files of a rank may stay as they are
+GRACE = 5.0  # the same when the training ends
+SLOWEST = 1e8  # bytes a second of a disk and of sha256: a rank has so long in addition, as then files do not grow
 CHUNK = 1 << 24  # bytes
 
 
@@ -109,51 +113,93 @@ def write_part(folder: Path, files: Mapping[str, Mapping[str, Tensor]], rank: in
 def save_parts(
     folder: Path, files: Mapping[str, Mapping[str, Tensor]], config: dict[str, Any], state: dict[str, Any],
     origin: dict[str, Any], tables: Mapping[str, bytes], world: int, closing: threading.Event,
-) -> None:  # fmt: skip
-    """What the first rank does: its own files, what is no tensor, and, once the others are done, the manifest. The
-    checkpoint is not there if a rank was killed and the training ends.
+) -> bool:  # fmt: skip
+    """What the first rank does: its own files, what is no tensor, and, once the others are done, the manifest.
+
+    Returns:
+        Whether the checkpoint is there: not if the training ends and a rank is no more.
 
     Raises:
-        OSError: some rank could not write its part.
+        OSError: some rank could not write its part, or does not write.
     """
     beside = partial_of(folder)
     beside.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
         write_tensors(beside / f"{part_name(name, 0, world)}.safetensors", tensors)
     write_tables(beside, config, state, origin, tables)
-    others = gather_notes(folder, world, closing)
+    others = gather_notes(folder, list(files), world, closing)
     if others is None:
-        shutil.rmtree(beside)
-    else:
-        seal(folder, others)
+        shutil.rmtree(beside, ignore_errors=True)  # a rank that lives after all may still write there
+        return False
+    seal(folder, others)
+    return True
 
 
 def _note(folder: Path, rank: int) -> Path:
     return partial_of(folder) / f"rank-{rank:05}.note"
 
 
-def gather_notes(folder: Path, world: int, closing: threading.Event) -> dict[str, Any] | None:
+def gather_notes(
+    folder: Path, names: Sequence[str], world: int, closing: threading.Event
+) -> dict[str, Any] | None:  # fmt: skip
     """What the manifest says about the files of all ranks but the first, once all of them are there; the notes go.
     None if the training ends and some rank is no more.
 
+    Args:
+        names: of the files that every rank writes, without their numbers.
+
     Raises:
-        OSError: some rank could not write its part.
+        OSError: some rank could not write its part, or does not write.
     """
     files: dict[str, Any] = {}
     for rank in range(1, world):
-        while not (path := _note(folder, rank)).exists():
-            if closing.wait(POLL):
-                closed = time.monotonic()
-                while not path.exists() and time.monotonic() - closed < GRACE:
-                    time.sleep(POLL)
-                if not path.exists():
-                    return None
+        if not _note_comes(folder, names, rank, world, closing):
+            return None
+        path = _note(folder, rank)
         content = json.loads(path.read_text(encoding="utf-8"))
         if "error" in content:
             raise OSError(*content["error"])
         files |= content["files"]
         path.unlink()
     return files
+
+
+def _note_comes(folder: Path, names: Sequence[str], rank: int, world: int, closing: threading.Event) -> bool:
+    """Waits for the note of a rank as long as its files grow. False if they do not and the training ends.
+
+    Raises:
+        TimeoutError: they do not, and the training goes on or waits for this very save.
+    """
+    path = _note(folder, rank)
+    paths = [path.with_name(f"{part_name(name, rank, world)}.safetensors") for name in names]
+    seen: tuple[object, ...] = ()
+    while not path.exists():
+        now, ending = time.monotonic(), closing.is_set()
+        sizes = [_size_and_time(part) for part in paths]
+        if seen != (found := (ending, *sizes)):
+            seen, since = found, now
+        allowed = (GRACE if ending else PATIENCE) + sum(size for size, _ in sizes) / SLOWEST
+        if now - since > allowed:
+            if ending:
+                return False
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"rank {rank} of ranks 0 to {world - 1} has written nothing into {path.parent} for {allowed:.0f} s; "
+                "see in its output why it ended, or whether its host reaches that folder; the same command goes on "
+                "from the newest checkpoint",
+                path.parent.name,  # relative: no fault of the folder that execution.scratch names
+            )
+        time.sleep(POLL)
+    return True
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last write; 0 before there is a file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def publish(source: Path, target: Path) -> None:

@@ -50,7 +50,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     sharded = is_sharded(execution, ranks)
     if params.precision == "fp8":
         check_device(ranks.device)
-        names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width)
+        names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width, sharded)
         if ranks.first:
             say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
     compiled = wants_compile(execution, ranks)

@@ -29,7 +29,7 @@ class Saver:
     """One thread that writes, and the memory that it writes from.
 
     Attributes:
-        closing: set when the training ends, after which the thread waits for nobody.
+        closing: set when the training ends, after which other ranks are waited for only while their files grow.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ beside one or two whole blocks (ZeRO stage 3, Rajbhandari et al., 2020).
 
     held      weights, gradients and states fp32, in parts
     gathered  blocks in bf16 under `train.precision: bf16` and `fp8`, else fp32; embedding, last norm and head always
-              fp32, once a micro-batch
+              fp32, once a micro-batch; 8 bits of a weight are made in each pass and let go with it (float8.py)
     reduced   gradients, in fp32, behind the last micro-batch of a step
 
 Parts are DTensors to torch. Optimizers see plain tensors, the rows of this rank (`local`); a checkpoint is written in

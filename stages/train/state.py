@@ -151,9 +151,10 @@ class Checkpoints:
             for name in LOGS:  # a checkpoint is never newer than the lines of its steps
                 if (self.folder / name).exists():
                     sync(self.folder / name)
+            saved = True
             try:
                 if world > 1:
-                    save_parts(folder, copies, config, described, self.origin, tables, world, saver.closing)
+                    saved = save_parts(folder, copies, config, described, self.origin, tables, world, saver.closing)
                 else:
                     files = dict(copies)
                     weights_, states = files.pop("model"), files.pop("optimizer")
@@ -161,7 +162,8 @@ class Checkpoints:
             except OSError:
                 shutil.rmtree(partial_of(folder), ignore_errors=True)
                 raise
-            self.remove_old(keeping={described["step"], described["best_step"]})
+            if saved:
+                self.remove_old(keeping={described["step"], described["best_step"]})
 
         saver.save(tensors, write)
 

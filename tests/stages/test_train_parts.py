@@ -3,16 +3,33 @@
 import json
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.checkpoint import checkpoints_in, problem_of
-from stages.train.parts import Stored, join, part_name, parts_of, publish, save_parts, stored, write_part
+from model.decoder import Decoder
+from stages.checkpoint import checkpoints_in, partial_of, problem_of
+from stages.train.optimizers import Optimizers
+from stages.train.parts import (
+    GRACE,
+    PATIENCE,
+    SLOWEST,
+    Stored,
+    join,
+    part_name,
+    parts_of,
+    publish,
+    save_parts,
+    stored,
+    write_part,
+)
+from stages.train.saving import Saver
+from stages.train.state import Checkpoints, TrainState
 from tests.stages.ranks import train_all
-from tests.stages.test_train import EXECUTION, TRAIN, run_in
+from tests.stages.test_train import EXECUTION, MODEL, TRAIN, run_in
 
 STEADY = {**TRAIN.model_dump(), "max_steps": 6, "batch_tokens": 192, "eval_interval": 2, "ema_decay": 0.9}
 FULL = {"sharding": "full"}
@@ -76,12 +93,95 @@ def test_what_another_rank_could_not_write_is_raised_by_the_first(tmp_path: Path
     assert not folder.exists()
 
 
+class Clock:
+    """Time that passes by sleeping alone; at every sleep another rank does something."""
+
+    def __init__(self, meanwhile: Callable[[float], None] = lambda now: None):
+        self.now, self.meanwhile = 0.0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile(self.now)
+
+
+def closing(is_set: bool) -> threading.Event:
+    event = threading.Event()
+    if is_set:
+        event.set()
+    return event
+
+
+FILES = {"model": {"weight": torch.zeros(3)}}
+
+
 def test_a_rank_that_is_no_more_is_not_waited_for_when_the_training_ends(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("stages.train.parts.GRACE", 0.1)
-    closing = threading.Event()
-    closing.set()
-    save_parts(tmp_path / "step-00000002", {"model": {"weight": torch.zeros(3)}}, {}, {}, {}, {}, 2, closing)
+    monkeypatch.setattr("stages.train.parts.time", Clock())
+    assert not save_parts(tmp_path / "step-00000002", FILES, {}, {}, {}, {}, 2, closing(True))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_rank_is_waited_for_as_long_as_its_part_grows(tmp_path: Path, monkeypatch, ending: bool):
+    folder, slow = tmp_path / "step-00000002", 10 * PATIENCE
+
+    def grow(now: float) -> None:
+        if now < slow:
+            with (partial_of(folder) / f"{part_name('model', 1, 2)}.safetensors").open("ab") as file:
+                file.write(b"0")
+        else:
+            write_part(folder, FILES, 1, 2)
+
+    monkeypatch.setattr("stages.train.parts.POLL", GRACE / 2)
+    monkeypatch.setattr("stages.train.parts.time", clock := Clock(grow))
+    assert save_parts(folder, FILES, {}, {}, {}, {}, 2, closing(ending))
+    assert clock.now >= slow and problem_of(folder) is None and len(parts_of(folder, "model")) == 2
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_large_part_that_grows_no_more_is_given_the_time_to_sync_and_to_hash_it(tmp_path: Path, monkeypatch, ending):
+    folder, busy = tmp_path / "step-00000002", 2 * PATIENCE
+    written = partial_of(folder) / f"{part_name('model', 1, 2)}.safetensors"
+    partial_of(folder).mkdir()
+    with written.open("wb") as file:
+        file.truncate(int(busy * SLOWEST))  # a hole, no bytes on the disk
+
+    def end(now: float) -> None:
+        if now >= busy:
+            write_part(folder, FILES, 1, 2)
+
+    monkeypatch.setattr("stages.train.parts.POLL", 1.0)
+    monkeypatch.setattr("stages.train.parts.time", Clock(end))
+    assert save_parts(folder, FILES, {}, {}, {}, {}, 2, closing(ending))
+
+
+def test_a_rank_that_writes_nothing_is_an_error_where_the_training_would_wait_for_ever(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("stages.train.parts.POLL", 1.0)
+    monkeypatch.setattr("stages.train.parts.time", clock := Clock())
+    folder = tmp_path / "step-00000002"
+    write_part(folder, FILES, 1, 3)
+    with pytest.raises(OSError, match="rank 2 of ranks 0 to 2 has written nothing into .* for 120 s") as refused:
+        save_parts(folder, FILES, {}, {}, {}, {}, 3, closing(False))
+    assert str(partial_of(folder)) in str(refused.value) and "the same command goes on" in str(refused.value)
+    assert PATIENCE < clock.now < 2 * PATIENCE and not folder.exists()
+
+
+def test_a_checkpoint_that_did_not_come_to_be_removes_none(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("stages.train.parts.time", Clock())
+    model = Decoder(MODEL, 61, 16)
+    optimizers = Optimizers(model, TRAIN)
+    checkpoints = Checkpoints(tmp_path, {"run": "", "lineage": []}, {}, keep=1)
+    for step, best, world in ((50, 50, 1), (100, 50, 1), (150, 150, 2)):
+        saver = Saver()
+        if world > 1:
+            saver.closing.set()
+        state = TrainState(step=step, best_step=best)
+        checkpoints.save(saver, state, model, optimizers, {}, {}, rank=0, world=world)
+        saver.close()
+    assert checkpoints.steps() == [50, 100]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def scenario(folder: str, world: int, **more) -> dict:

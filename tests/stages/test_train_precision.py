@@ -163,6 +163,46 @@ def test_8_bit_products_are_near_and_their_gradients_too():
         assert distance(low.bias.grad, plain.bias.grad) < 0.01
 
 
+def eight_bit_mlp(in_parts: bool) -> nn.Sequential:
+    """64 to 256 to 64 wide, in bf16 as FSDP gathers it."""
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(64, 256, bias=False), nn.SiLU(), nn.Linear(256, 64, bias=False)).bfloat16()
+    for linear in (mlp[0], mlp[2]):
+        linear.__class__, linear.scaling, linear.in_parts = Float8Linear, "tensorwise", in_parts
+    return mlp
+
+
+@pytest.mark.parametrize("backend", ["", "aot_eager_decomp_partition"])  # without compile, and as it cuts the passes
+def test_of_weights_in_parts_nothing_in_8_bits_waits_for_the_backward_pass(backend):
+    found, waiting = [], []
+    for in_parts in (False, True):
+        torch._dynamo.reset()
+        mlp, kept = eight_bit_mlp(in_parts), []
+        forward = torch.compile(mlp, backend=backend) if backend else mlp
+        x = torch.randn(32, 64, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            y = forward(x)
+        y.float().square().sum().backward()
+        found.append([y, x.grad, *(parameter.grad for parameter in mlp.parameters())])
+        sizes = [tuple(t.shape) for t in kept if t.dtype == float8.FORWARD]
+        waiting.append(sum(size in ((64, 256), (256, 64)) for size in sizes))
+        own = {parameter.data_ptr() for parameter in mlp.parameters()}
+        assert (own <= {t.data_ptr() for t in kept}) is in_parts
+    assert waiting == [2, 0]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_without_gradients_the_same_bits_come_out_and_no_transposes_are_written():
+    mlp = eight_bit_mlp(False)
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found, writes_both = [], []
+    for gradients in (True, False):
+        with torch.profiler.profile() as profile, torch.set_grad_enabled(gradients):
+            found.append(mlp(x).detach())
+        writes_both.append(any("cast_both" in event.key for event in profile.key_averages()))
+    assert writes_both == [True, False] and torch.equal(*found)
+
+
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.detach().float() - other.detach()).norm() / other.detach().norm())
 

@@ -138,6 +138,8 @@ def main() -> None:
     found: list[dict] = []
     for shape_name, shape in SHAPES.items() if not options.skip_check else ():
         for mask_name, (reach, packed) in MASKS.items():
+            torch._dynamo.reset()  # far from the limit of variants
+            flex._compiled.cache_clear()
             usable = [n for n in options.backends if not unfit(n, case_of(shape, 512, reach, packed, device, dtype))]
             for name in usable:
                 worst = disagreement(name, shape, reach, packed, device, dtype)

@@ -109,9 +109,10 @@ def _mlp_apart(device: str, mlp: str) -> list[float]:
     if mlp not in MLPS:
         return []
     generator = torch.Generator().manual_seed(0)
-    plain, fused = Decoder(config, 256, 16).to(device), Decoder(config, 256, 16).to(device)
+    plain, fused = Decoder(config, 256, 16), Decoder(config, 256, 16)
     plain.initialise(generator)
     fused.load_state_dict(plain.state_dict())
+    plain, fused = plain.to(device), fused.to(device)
     fuse_mlps(fused)
     x = torch.randn(256, 256, generator=generator).to(device, torch.bfloat16)
     found = []

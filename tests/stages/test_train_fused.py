@@ -136,6 +136,12 @@ def test_the_kernels_themselves(mlp):
 
 
 @needs_quack
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu", "relu2"])
+def test_the_trial_before_training_takes_kernels_that_work(mlp):
+    assert fused._does_not_work("cuda", mlp) == ""
+
+
+@needs_quack
 def test_the_loss_without_logits_is_that_of_fp32():
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(500, 256, generator=generator, device="cuda").bfloat16()

@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 
+from stages.chat import CHATML, NoTemplate
 from stages.checkpoint import load_model
 from stages.errors import BadInput
 from stages.export.folder import CHAT_TEMPLATE, write_folder
 from stages.export.folder import write_tokenizer as write_folder_tokenizer
-from stages.exported import CHATML, NoTemplate, open_export
+from stages.exported import open_export
 from tests.stages.exports import SMALL, write_checkpoint, write_tokenizer
 
 

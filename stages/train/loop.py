@@ -80,7 +80,8 @@ def launch_step(run: TrainingRun, hooks: Sequence[Hook], batches: Batches, step:
     run.optimizers.step(multiplier, finite)
     if run.average is not None:
         run.average.update(step, finite)
-    run.optimizers.zero_grad(set_to_none=not run.keeps_gradients)
+    if not run.micro_step.replaces:
+        run.optimizers.zero_grad(set_to_none=not run.keeps_gradients)
     if run.scaler:
         run.scaler.update(finite)
     for experts in run.experts:

@@ -98,7 +98,7 @@ def micro_step(
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:
         return EagerMicroStep(objective, ranks.device, params.precision)
-    return GraphedMicroStep(objective, ranks.device, params.precision, rows)
+    return GraphedMicroStep(objective, ranks.device, params.precision, rows, replaces=ranks.world == 1)
 
 
 def exchange(model: Decoder, step: MicroStep, execution: Execution, ranks: Ranks) -> Exchange:

@@ -299,8 +299,10 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_nats():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
 @pytest.mark.parametrize("pattern", ["full", "swa"])
-def test_a_graph_is_the_kernels_one_by_one(packed, precision, pattern):
-    """Gradients of three micro-batches with other numbers of documents, by replay and by launches."""
+@pytest.mark.parametrize("replaces", [False, True], ids=["adds", "replaces"])
+def test_a_graph_is_the_kernels_one_by_one(packed, precision, pattern, replaces):
+    """Gradients of three micro-batches with other numbers of documents, by replay and by launches; in the second of
+    two steps, of which the first leaves gradients behind."""
     from stages.train.batches import Batches
     from stages.train.micro_step import EagerMicroStep, GraphedMicroStep
 
@@ -322,8 +324,15 @@ def test_a_graph_is_the_kernels_one_by_one(packed, precision, pattern):
         execution = Execution(tracking=False)
         objective = prepare(model, TrainParams(precision="bf16"), execution, Ranks(0, 1, "cuda"))
         kind = "bf16" if precision == "fp8" else precision
-        step = GraphedMicroStep(objective, "cuda", kind, 8) if graphed else EagerMicroStep(objective, "cuda", kind)
-        nats = [float(step(batch, 0.01)) for batch in micro_batches]
+        step = EagerMicroStep(objective, "cuda", kind)
+        if graphed:
+            step = GraphedMicroStep(objective, "cuda", kind, 8, replaces)
+        for _ in range(2):
+            if not step.replaces:
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.zero_()
+            nats = [float(step(batch, 0.01, number == 0)) for number, batch in enumerate(micro_batches)]
         found.append((nats, {name: p.grad.clone() for name, p in model.named_parameters()}))
     (nats, plain), (replayed, gradients_) = found
     assert replayed == pytest.approx(nats, rel=1e-5)

@@ -9,8 +9,7 @@
 
 Each says what it cannot do (`unfit`), makes its form of a mask once per forward pass (`form`), and
 attends. `choose` takes the first that fits in the order of `preference`, which follows what was measured
-on one H200 (docs/model.md), so fa2, which has not met its package on a card, is taken by name alone; a backend asked
-for by name fits or is refused.
+on one H200 (docs/model.md); a backend asked for by name fits or is refused.
 
 Shapes: B rows, T queries, S keys, H query heads, K key heads, D width of a head.
 """
@@ -113,9 +112,11 @@ def preference(case: Case) -> tuple[str, ...]:
     if not case.packed and not case.reach.window:
         return ("fa4", "sdpa")
     # docs/model.md has the times; varlen with sinks is refused by `unfit`
-    packed_short = case.packed and not case.reach.window and case.key_width <= 64 and case.length <= 4096
+    if not case.reach.window and case.key_width > 64 and case.length > 4096:
+        return ("fa4", "flex", "sdpa")
+    packed_short = not case.reach.window and case.key_width <= 64 and case.length <= 4096
     wide_window = case.reach.window and case.key_width > 64
-    return ("fa4", "varlen", "flex", "sdpa") if packed_short or wide_window else ("fa4", "flex", "sdpa")
+    return ("fa4", "fa2", "varlen", "flex", "sdpa") if packed_short or wide_window else ("fa4", "fa2", "flex", "sdpa")
 
 
 def choose(case: Case, wanted: str = "auto") -> str:

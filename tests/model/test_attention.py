@@ -200,11 +200,16 @@ def test_fa4_is_first_where_it_is_installed_and_can(both_packages):
 
 
 @pytest.mark.parametrize("generation", [8, 9])
-def test_fa2_is_taken_by_name_alone(both_packages, generation):
+def test_fa2_is_next_but_for_long_documents_in_wide_heads_and_plain_rows(monkeypatch, generation):
+    monkeypatch.setitem(PACKAGES, "fa2", PACKAGES["fa2"]._replace(is_installed=lambda: True))
     for reach in (Reach(0, 0), Reach(256, 4), Reach(256, 0)):
         for n_kv_heads in (4, 2):
-            asked = case(reach=reach, n_kv_heads=n_kv_heads, generation=generation)
-            assert choose(asked) != "fa2" and choose(asked, "fa2") == "fa2"
+            assert choose(case(reach=reach, n_kv_heads=n_kv_heads, generation=generation)) == "fa2"
+    wide = {"key_width": 128, "value_width": 128, "generation": generation}
+    assert choose(case(**wide)) == "fa2"
+    assert choose(case(**wide, length=8192)) == "flex"
+    assert choose(case(**wide, length=8192, reach=Reach(256, 4))) == "fa2"
+    assert choose(case(packed=False, generation=generation)) == "sdpa"
 
 
 @pytest.mark.parametrize(

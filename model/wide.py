@@ -27,6 +27,9 @@ def wide_product(x: Tensor, weight_NK: Tensor) -> Tensor:
     if not weight_NK.is_cuda or weight_NK.dtype not in NARROW:
         return F.linear(x.to(weight_NK.dtype).float(), weight_NK.float())
     rows = x.to(weight_NK.dtype).reshape(-1, x.shape[-1])
+    if len(rows) == 1 and torch.compiler.is_compiling():
+        # when tuning, inductor makes such a sum of one row's product itself, but forgets out_dtype and rounds it
+        return (rows.float() * weight_NK.float()).sum(-1).unflatten(0, (*x.shape[:-1], -1))
     return torch.mm(rows, weight_NK.t(), out_dtype=torch.float32).unflatten(0, x.shape[:-1])
 
 
@@ -39,7 +42,7 @@ class WideLinear(nn.Linear):
 
 
 def can_widen(model: nn.Module) -> bool:
-    """Whether all matrices are plain ones of known parts; one's own may multiply what they get by weights of their own."""
+    """Whether all matrices are plain ones of known parts; one's own may multiply what they get by their weights."""
     if model.embedding.weight.dtype not in NARROW or model.config.own_parts:  # type: ignore[union-attr]
         return False
     return all(

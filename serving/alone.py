@@ -1,4 +1,4 @@
-"""One token of one sequence on a GPU in five kernels a layer (kernels.py), where the weights are all that has to be read.
+"""One token of one sequence on a GPU in five kernels a layer (kernels.py): weights are all that has to be read.
 
 A decoder of 18 layers and 2,048 channels (1.01B) holds 2.0 GB in bf16, which an H200 reads in 0.48 ms. torch.compile
 makes 151 kernels of a step, each of which waits for the one before to be over (rows.py): 0.91 ms. Here a layer is
@@ -35,21 +35,20 @@ MOST_SPLITS = 8  # parts of the tokens of a head
 
 
 class Setting(NamedTuple):
-    """Of the programs of a kernel: the bytes of weights (or keys) that one loads at once, its warps, and how many programs
-    ahead it asks for weights; 0: it does not."""
+    """Of the programs of a kernel: the bytes of weights, or of keys, that one loads at once, and its warps."""
 
     size: int
     warps: int
-    ahead: int
 
 
+# the fastest of 27 on an H200 at 1.01B (docs/LOG.md); 124M takes them too
 SETTINGS = {
-    "qkv": Setting(32768, 8, 396),
-    "output": Setting(32768, 8, 0),
-    "gated": Setting(32768, 8, 396),
-    "down": Setting(32768, 8, 396),
-    "head": Setting(32768, 8, 396),
-    "attention": Setting(16384, 8, 0),
+    "qkv": Setting(16384, 4),
+    "output": Setting(16384, 8),
+    "gated": Setting(16384, 4),
+    "down": Setting(32768, 8),
+    "head": Setting(16384, 4),
+    "attention": Setting(16384, 8),
 }
 
 
@@ -57,17 +56,15 @@ class Alone:
     """Steps of the sequence in the first row of the caches. Its buffers are those of every recording."""
 
     def __init__(
-        self, model: Decoder, caches: Sequence[LayerCache], capacity: int, joined: Sequence[Tensor | None],
-        settings: dict[str, Setting] | None = None, early: bool | None = None, late: bool = False,
-    ):  # fmt: skip
+        self, model: Decoder, caches: Sequence[LayerCache], capacity: int, joined: Sequence[Tensor | None]
+    ) -> None:
         self.model, self.caches, self.joined = model, caches, joined
-        self.settings, self.late = settings or SETTINGS, late
         config, like = model.config, model.embedding.weight
         self.eps, self.on_gpu = config.norm_eps, like.is_cuda
-        self.early = self.on_gpu and torch.cuda.get_device_capability(like.device) >= (9, 0) if early is None else early
+        self.early = self.on_gpu and torch.cuda.get_device_capability(like.device) >= (9, 0)
         tables = rotation(torch.arange(capacity, device=like.device)[None], config, config.width_of_head)
         self.cosine, self.sine = (table[0, 0].contiguous() for table in tables)
-        self.n_slots = max(self.settings["attention"].size // (2 * config.width_of_head), 1)
+        self.n_slots = max(SETTINGS["attention"].size // (2 * config.width_of_head), 1)
         self.n_splits = min(MOST_SPLITS, triton.next_power_of_2(-(-capacity // self.n_slots)))
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -121,8 +118,8 @@ class Alone:
                 self.qkv, part.query_norm.weight if normed else x, part.key_norm.weight if normed else x, self.cosine,
                 self.sine, cache.keys, cache.values, position_11, self.parts, self.sums, self.arrived, self.y,
                 cache.keys.stride(1), self.eps, part.scale, H=heads, GROUP=heads // keys, D=part.head_dim,
-                BLOCK=self.n_slots, SPLITS=self.n_splits, NORM=normed, EARLY=self.early, LATE=self.late,
-                **self._launch(self.settings["attention"].warps),
+                BLOCK=self.n_slots, SPLITS=self.n_splits, NORM=normed, EARLY=self.early,
+                **self._launch(SETTINGS["attention"].warps),
             )  # fmt: skip
             self._product("output", self.y, part.output.weight, beside, residual=x)
             self._gated(beside, block.mlp_norm.weight, gate_up)
@@ -138,20 +135,20 @@ class Alone:
     def _product(
         self, kind: str, x: Tensor, w_NK: Tensor, y: Tensor, gain: Any = None, residual: Tensor | None = None
     ) -> None:
-        (n, k), setting = w_NK.shape, self.settings[kind]
+        (n, k), setting = w_NK.shape, SETTINGS[kind]
         rows = rows_of(setting.size, k)
         product[(n // rows,)](
             x, x if gain is None else gain, w_NK, x if residual is None else residual, y, self.eps, N=n, K=k,
-            NORM=gain is not None, RESIDUAL=residual is not None, ROWS=rows, WIDTH=width_of(k), AHEAD=setting.ahead,
-            EARLY=self.early, LATE=self.late, THREADS=32 * setting.warps, **self._launch(setting.warps),
+            NORM=gain is not None, RESIDUAL=residual is not None, ROWS=rows, WIDTH=width_of(k),
+            EARLY=self.early, **self._launch(setting.warps),
         )  # fmt: skip
 
     def _gated(self, x: Tensor, gain: Any, w_NK: Any) -> None:
-        n, k, setting = len(self.inner), len(x), self.settings["gated"]
+        n, k, setting = len(self.inner), len(x), SETTINGS["gated"]
         rows = rows_of(setting.size // 2, k)
         gated[(n // rows,)](
-            x, gain, w_NK, self.inner, self.eps, N=n, K=k, ROWS=rows, WIDTH=width_of(k), AHEAD=setting.ahead,
-            EARLY=self.early, LATE=self.late, THREADS=32 * setting.warps, **self._launch(setting.warps),
+            x, gain, w_NK, self.inner, self.eps, N=n, K=k, ROWS=rows, WIDTH=width_of(k),
+            EARLY=self.early, **self._launch(setting.warps),
         )  # fmt: skip
 
 

@@ -7,29 +7,20 @@
     attention  norms of heads, rotation, writing into the cache, softmax over what was written before
 
 Norms are taken by every program anew: inputs are few. And a kernel begins while the one before still runs
-(programmatic dependent launch): a program loads all of its weights, which wait for nobody, and then
-waits for its input. It also asks for those of a program that will run later (`AHEAD`), so that memory is read while
-everybody waits. Keys and values of earlier tokens were written by earlier steps: they are loaded before the wait too.
+(`EARLY`: programmatic dependent launch): a program loads all of its weights, which wait for nobody, and then waits for
+its input. Keys and values of earlier tokens were written by earlier steps: they are loaded before the wait too. Every
+kernel waits, so what is written is not written while a kernel before the last still reads.
 
-A matrix of 2,048 inputs: a program takes 8 rows of it, 32 KB in the registers of 256 threads; each thread multiplies 8
-inputs by 8 numbers of every row, and the threads' sums are added at the end, in an order that is always the same.
+A matrix of 2,048 inputs: a program takes 4 rows of it, 16 KB in the registers of 128 threads; each thread multiplies 16
+inputs by 16 numbers of every row, and the threads' sums are added at the end, in an order that is always the same.
 
-Numbers are rounded where model/wide.py rounds them, in inputs of products and in caches. Shapes: N outputs, K inputs, H query heads, D width of a head.
+Numbers are rounded where model/wide.py rounds them, in inputs of products and in caches.
+
+Shapes: N outputs, K inputs, H query heads, D width of a head.
 """
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def fetch(ptr, n_bytes, wanted, THREADS: tl.constexpr):
-    """Asks for bytes to be brought into L2, and waits for nothing. One thread does."""
-    thread = tl.arange(0, THREADS)
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $1, 0; @p cp.async.bulk.prefetch.L2.global [$2], $3; mov.u32 $0, 0; }",
-        "=r,r,l,r", [((thread == 0) & wanted).to(tl.int32), ptr.to(tl.int64), n_bytes], dtype=tl.int32, is_pure=False,
-        pack=1,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -54,11 +45,10 @@ def embed(token_ptr, table_ptr, x_ptr, K: tl.constexpr, WIDTH: tl.constexpr, EAR
 
 @triton.jit
 def product(x_ptr, gain_ptr, w_ptr, residual_ptr, y_ptr, eps, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr,
-            RESIDUAL: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
-            LATE: tl.constexpr, THREADS: tl.constexpr):  # fmt: skip
+            RESIDUAL: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """y = W x + residual, or W (x / rms(x) * gain)"""
     STEPS: tl.constexpr = (K + WIDTH - 1) // WIDTH
-    if EARLY and not LATE:
+    if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
     n, k = program * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)[None, :]
@@ -70,12 +60,7 @@ def product(x_ptr, gain_ptr, w_ptr, residual_ptr, y_ptr, eps, N: tl.constexpr, K
         if NORM:
             gains = gains + (columns(gain_ptr, k, step, K, WIDTH),)
     if EARLY:
-        if AHEAD:
-            later = program + AHEAD
-            fetch(w_ptr + later.to(tl.int64) * (ROWS * K), ROWS * K * 2, (later + 1) * ROWS <= N, THREADS)
         tl.extra.cuda.gdc_wait()
-        if LATE:
-            tl.extra.cuda.gdc_launch_dependents()
     if RESIDUAL:
         residual = tl.load(residual_ptr + n)
     xs, squares = (), tl.zeros((1, WIDTH), tl.float32)
@@ -97,11 +82,10 @@ def product(x_ptr, gain_ptr, w_ptr, residual_ptr, y_ptr, eps, N: tl.constexpr, K
 
 @triton.jit
 def gated(x_ptr, gain_ptr, w_ptr, y_ptr, eps, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
-          WIDTH: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr, LATE: tl.constexpr,
-          THREADS: tl.constexpr):  # fmt: skip
+          WIDTH: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """y = silu(G z) * (U z) with z = x / rms(x) * gain; w is G, and U below it"""
     STEPS: tl.constexpr = (K + WIDTH - 1) // WIDTH
-    if EARLY and not LATE:
+    if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
     n, k = program * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)[None, :]
@@ -114,14 +98,7 @@ def gated(x_ptr, gain_ptr, w_ptr, y_ptr, eps, N: tl.constexpr, K: tl.constexpr, 
         up_weights = up_weights + (columns(up, k, step, K, WIDTH),)
         gains = gains + (columns(gain_ptr, k, step, K, WIDTH),)
     if EARLY:
-        if AHEAD:
-            later = program + AHEAD
-            wanted, first = (later + 1) * ROWS <= N, w_ptr + later.to(tl.int64) * (ROWS * K)
-            fetch(first, ROWS * K * 2, wanted, THREADS)
-            fetch(first + N * K, ROWS * K * 2, wanted, THREADS)
         tl.extra.cuda.gdc_wait()
-        if LATE:
-            tl.extra.cuda.gdc_launch_dependents()
     xs, squares = (), tl.zeros((1, WIDTH), tl.float32)
     for step in tl.static_range(STEPS):
         xs = xs + (columns(x_ptr, k, step, K, WIDTH),)
@@ -148,13 +125,13 @@ def turned(x, partner, gain, partner_gain, cosine, sine, eps, D: tl.constexpr, N
 
 
 @triton.jit
-def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_ptr, values_ptr, position_ptr, parts_ptr,
-              sums_ptr, arrived_ptr, y_ptr, row_stride, eps, scale, H: tl.constexpr, GROUP: tl.constexpr,
-              D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
-              LATE: tl.constexpr):  # fmt: skip
-    """A program for each query head and part of the tokens before, in blocks. The first part sees the new token too, and
-    writes it. Where there are several, the last to come puts them together, in their order."""
-    if EARLY and not LATE:
+def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_ptr, values_ptr, position_ptr,
+              parts_ptr, sums_ptr, arrived_ptr, y_ptr, row_stride, eps, scale, H: tl.constexpr, GROUP: tl.constexpr,
+              D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr,
+              EARLY: tl.constexpr):  # fmt: skip
+    """A program for each query head and part of the tokens before, in blocks. The first part sees the new token too,
+    and writes it. Where there are several, the last to come puts them together, in their order."""
+    if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     head, split = tl.program_id(0), tl.program_id(1)
     position = tl.load(position_ptr).to(tl.int32)
@@ -177,8 +154,6 @@ def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_
         gain, partner_gain, key_gain, key_partner_gain = cosine, cosine, cosine, cosine
     if EARLY:
         tl.extra.cuda.gdc_wait()
-        if LATE:
-            tl.extra.cuda.gdc_launch_dependents()
     kind = keys_ptr.dtype.element_ty
     query, new_key = qkv_ptr + head * D, qkv_ptr + (H + key_head) * D
     q, q_partner = tl.load(query + d), tl.load(query + other) * sign

@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.wide import WideLinear, can_widen, widen
+from model.wide import WideLinear, can_widen, wide_product, widen
 from serving.reader import Reader
 from serving.rows import Rows
 from tests.model.test_decoder import decoder, tokens
@@ -58,3 +61,27 @@ def test_wide_logits_are_nearer_to_those_of_fp32_and_those_of_rows_are_theirs(va
 def test_other_parts_stay_as_they_are(settings: dict) -> None:
     assert not can_widen(decoder(**settings).bfloat16())
     assert not can_widen(decoder())
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_compiled_sums_on_a_gpu_stay_in_fp32(n_rows: int, tuned: bool) -> None:
+    """What inductor is given, for tensors that only say that they are on a GPU. Its own form of one row's product,
+    which tuning takes, forgets out_dtype."""
+
+    def traced(module: torch.nn.Module, inputs: list) -> object:
+        with torch._inductor.config.patch(coordinate_descent_tuning=tuned):
+            return aot_module_simplified(module, inputs, collected, decompositions=select_decomp_table())
+
+    def collected(module: torch.fx.GraphModule, inputs: list) -> object:
+        (output,) = module.graph.output_node().args[0]
+        kinds.append(output.meta["val"].dtype)
+        return module.forward
+
+    kinds: list[torch.dtype] = []
+    torch._dynamo.reset()
+    with FakeTensorMode(), torch.inference_mode():
+        x_B1K = torch.empty(n_rows, 1, 64, device="cuda")
+        weight_NK = torch.empty(128, 64, device="cuda", dtype=torch.bfloat16)
+        y_B1N = torch.compile(wide_product, backend=traced)(x_B1K, weight_NK)
+    assert kinds == [torch.float32] and y_B1N.shape == (n_rows, 1, 128)

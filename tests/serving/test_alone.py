@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from serving.rows import joined
+from serving.reader import Reader
+from serving.rows import Rows, joined
 from tests.model.test_decoder import decoder
 
 pytest.importorskip("triton")
@@ -29,8 +30,9 @@ def test_logits_are_those_of_the_decoder(settings: dict, monkeypatch: pytest.Mon
     model = decoder(**SIZES | settings).to(DEVICE)
     assert Alone.serves(model)
     caches, right = model.new_caches(1, CAPACITY), model.new_caches(1, CAPACITY)
-    sizes = dict.fromkeys(SETTINGS, Setting(4096, 4, 0)) | {"attention": Setting(256, 4, 0)}
-    alone = Alone(model, caches, CAPACITY, [joined(block.mlp) for block in model.blocks], sizes)
+    small = dict.fromkeys(SETTINGS, Setting(4096, 4)) | {"attention": Setting(256, 4)}
+    monkeypatch.setattr("serving.alone.SETTINGS", small)
+    alone = Alone(model, caches, CAPACITY, [joined(block.mlp) for block in model.blocks])
     with torch.inference_mode():
         for place in range(CAPACITY):
             token, position = (torch.tensor([[number]], device=DEVICE) for number in (place * 5 % 17 + 1, place))
@@ -46,8 +48,8 @@ def test_logits_are_those_of_the_decoder(settings: dict, monkeypatch: pytest.Mon
 TYPES = {"position_ptr": "*i64", "token_ptr": "*i64", "arrived_ptr": "*i32", "eps": "fp32", "scale": "fp32",
          "row_stride": "i32"}  # fmt: skip
 WEIGHTS = ("w_ptr", "gain_ptr", "query_gain_ptr", "key_gain_ptr", "keys_ptr", "values_ptr", "table_ptr")
-CONSTANTS = {"NORM": True, "RESIDUAL": True, "ROWS": 4, "WIDTH": 2048, "N": 2048, "K": 5504, "H": 32, "GROUP": 2, "D": 64,
-             "BLOCK": 128, "SPLITS": 8, "AHEAD": 396, "THREADS": 256, "LATE": False}  # fmt: skip
+CONSTANTS = {"NORM": True, "RESIDUAL": True, "ROWS": 4, "WIDTH": 2048, "N": 2048, "K": 5504, "H": 32, "GROUP": 2,
+             "D": 64, "BLOCK": 128, "SPLITS": 8}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["embed", "product", "gated", "attention"])
@@ -76,3 +78,45 @@ def test_kernels_compile_for_a_hopper_gpu_on_any_machine(name: str, early: bool)
 ])  # fmt: skip
 def test_other_decoders_take_the_other_ways(settings: dict) -> None:
     assert not Alone.serves(decoder(**SIZES | settings))
+
+
+class Eager:
+    """A recording that is none, for a machine without a GPU."""
+
+    def __init__(self, step, inputs, positions, device):
+        self.step = step
+        self.run(inputs, positions)
+
+    def run(self, inputs, positions):
+        return self.step(inputs, positions)
+
+
+def failing(step, inputs, positions):
+    raise RuntimeError("no registers\nand more")
+
+
+@pytest.mark.parametrize("broken, said", [
+    (failing, "RuntimeError: no registers)"),
+    (lambda *given: 1.5 * given[0](*given[1:]), "from the decoder's own)"),
+    (lambda *given: torch.nan * given[0](*given[1:]), "logits are nan of the largest"),
+    (lambda *given: given[0](*given[1:]), ""),
+])  # fmt: skip
+def test_kernels_that_fail_or_disagree_give_way_once(
+    broken, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.reader.Graph", Eager)
+    model = decoder(**SIZES)
+    reader, right = Reader(model, 2, CAPACITY), Reader(model, 2, CAPACITY)
+    reader.rows = Rows(model, CAPACITY, "false")
+    reader.alone = alone = Alone(model, reader.caches, CAPACITY, reader.rows.joined)
+    own = alone.step
+    monkeypatch.setattr(alone, "step", lambda *given: broken(own, *given))
+    for some in (reader, right):
+        some.fill(0, [3, 1, 4], 0)
+        some.fill(1, [1, 5], 0)
+    with torch.inference_mode():
+        for tokens, read in (([9], [3]), ([2], [4]), ([6, 5], [5, 2]), ([3], [6])):
+            found = reader._replayed(tokens, read)
+            torch.testing.assert_close(found, right.step(tokens, read), atol=1e-4, rtol=1e-4)
+    assert (reader.alone is None) == bool(said)
+    assert [said in record.message for record in caplog.records] == ([True] if said else [])

@@ -11,12 +11,17 @@ caches alone are bf16. Serving asks for it: a few rows are nothing beside the we
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import Attention
 from model.mlp import GatedMLP, PlainMLP
+
+if TYPE_CHECKING:
+    from model.decoder import Decoder
 
 NARROW = (torch.bfloat16, torch.float16)
 PARTS = (Attention, GatedMLP, PlainMLP)
@@ -41,9 +46,9 @@ class WideLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.float()
 
 
-def can_widen(model: nn.Module) -> bool:
+def can_widen(model: Decoder) -> bool:
     """Whether all matrices are plain ones of known parts; one's own may multiply what they get by their weights."""
-    if model.embedding.weight.dtype not in NARROW or model.config.own_parts:  # type: ignore[union-attr]
+    if model.embedding.weight.dtype not in NARROW or model.config.own_parts:
         return False
     return all(
         type(part) in PARTS and type(last) is nn.Linear

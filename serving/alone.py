@@ -59,6 +59,7 @@ class Alone:
         self, model: Decoder, caches: Sequence[LayerCache], capacity: int, joined: Sequence[Tensor | None]
     ) -> None:
         self.model, self.caches, self.joined = model, caches, joined
+        self.projections = [query_key_value(block.attention) for block in model.blocks]  # type: ignore[arg-type]
         config, like = model.config, model.embedding.weight
         self.eps, self.on_gpu = config.norm_eps, like.is_cuda
         self.early = self.on_gpu and torch.cuda.get_device_capability(like.device) >= (9, 0)
@@ -94,7 +95,7 @@ class Alone:
         return (
             parts and type(model.final_norm) is RMSNorm and config.mlp == "swiglu" and config.positions == "rope"
             and not (config.qk_norm and (config.qk_norm_scope != "head" or not config.qk_norm_gain))
-            and set(config.kinds) == {"full"} and config.fused_qkv and 16 <= width <= 256 and width & (width - 1) == 0
+            and set(config.kinds) == {"full"} and 16 <= width <= 256 and width & (width - 1) == 0
             and not any(size % UNIT for size in (config.hidden_size, n_inner, config.n_kv_heads * width))
         )  # fmt: skip
 
@@ -110,10 +111,12 @@ class Alone:
             input_11, self.model.embedding.weight, x, K=len(x), WIDTH=width, EARLY=self.early, **self._launch(4, False)
         )
         heads, keys, normed = config.n_heads, config.n_kv_heads, config.qk_norm
-        for block, cache, gate_up in zip(self.model.blocks, self.caches, self.joined, strict=True):
+        layers = zip(self.model.blocks, self.caches, self.projections, self.joined, strict=True)
+        for block, cache, projection, gate_up in layers:
             assert isinstance(cache, KeyValueCache)
             part: Any = block.attention
-            self._product("qkv", x, part.query_key_value.weight, self.qkv, gain=block.attention_norm.weight)
+            mlp: Any = block.mlp
+            self._product("qkv", x, projection, self.qkv, gain=block.attention_norm.weight)  # type: ignore[union-attr]
             attention[(heads, self.n_splits)](
                 self.qkv, part.query_norm.weight if normed else x, part.key_norm.weight if normed else x, self.cosine,
                 self.sine, cache.keys, cache.values, position_11, self.parts, self.sums, self.arrived, self.y,
@@ -122,8 +125,8 @@ class Alone:
                 **self._launch(SETTINGS["attention"].warps),
             )  # fmt: skip
             self._product("output", self.y, part.output.weight, beside, residual=x)
-            self._gated(beside, block.mlp_norm.weight, gate_up)
-            self._product("down", self.inner, block.mlp.down.weight, x, residual=beside)
+            self._gated(beside, block.mlp_norm.weight, gate_up)  # type: ignore[union-attr]
+            self._product("down", self.inner, mlp.down.weight, x, residual=beside)
         self._product("head", x, self.head, self.logits, gain=self.model.final_norm.weight)
         cap, logits_1V = config.logit_softcap, self.logits[None, : self.model.vocab_size]
         return cap * torch.tanh(logits_1V / cap) if cap else logits_1V
@@ -150,6 +153,17 @@ class Alone:
             x, gain, w_NK, self.inner, self.eps, N=n, K=k, ROWS=rows, WIDTH=width_of(k),
             EARLY=self.early, **self._launch(setting.warps),
         )  # fmt: skip
+
+
+def query_key_value(attention: Attention) -> Tensor:
+    """The three matrices as one, whose parts they become."""
+    if attention.fused:
+        return attention.query_key_value.weight
+    matrices = (attention.query, attention.key, attention.value)
+    whole = torch.cat([matrix.weight for matrix in matrices])
+    for matrix, part in zip(matrices, whole.split(attention.widths), strict=True):
+        matrix.weight = nn.Parameter(part, requires_grad=False)
+    return whole
 
 
 def rows_of(size: int, k: int) -> int:

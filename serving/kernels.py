@@ -1,4 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, assignment, operator"
+# mypy: disable-error-code="var-annotated"
 """The Triton kernels of serving/alone.py: one token of one sequence, where weights are all that has to be read.
 
     embed      a row of the embedding

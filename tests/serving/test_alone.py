@@ -21,8 +21,8 @@ CAPACITY = 40
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"hidden_size": 128, "n_kv_heads": 2}, {"qk_norm": False}, {"tie_embeddings": False, "logit_softcap": 5.0},
-    {"intermediate_size": 320},
+    {}, {"hidden_size": 128, "n_kv_heads": 2}, {"qk_norm": False, "fused_qkv": False},
+    {"tie_embeddings": False, "logit_softcap": 5.0}, {"intermediate_size": 320},
 ])  # fmt: skip
 def test_logits_are_those_of_the_decoder(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.alone.MOST_SPLITS", 2)  # parts of several blocks
@@ -74,7 +74,7 @@ def test_kernels_compile_for_a_hopper_gpu_on_any_machine(name: str, early: bool)
 
 @pytest.mark.parametrize("settings", [
     {"bias": True}, {"mlp": "geglu"}, {"qk_norm_scope": "full"}, {"positions": "learned"}, {"norm": "layernorm"},
-    {"layer_pattern": "swa"}, {"post_norm": True}, {"fused_qkv": False}, {"intermediate_size": 100},
+    {"layer_pattern": "swa"}, {"post_norm": True}, {"intermediate_size": 100},
 ])  # fmt: skip
 def test_other_decoders_take_the_other_ways(settings: dict) -> None:
     assert not Alone.serves(decoder(**SIZES | settings))

@@ -23,6 +23,7 @@ CAPACITY = 40
 @pytest.mark.parametrize("settings", [
     {}, {"hidden_size": 128, "n_kv_heads": 2}, {"qk_norm": False, "fused_qkv": False},
     {"tie_embeddings": False, "logit_softcap": 5.0}, {"intermediate_size": 320},
+    {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 16},
 ])  # fmt: skip
 def test_logits_are_those_of_the_decoder(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.alone.MOST_SPLITS", 2)  # parts of several blocks

@@ -1,13 +1,15 @@
 """One sequence alone, where nothing hides what a token costs. Random weights, without HTTP; bf16 on a GPU.
 
-    python -m benchmarks.serving_alone --hidden 2048 --layers 18 --beside                    1.01B
+    python -m benchmarks.serving_alone --hidden 2048 --layers 18 --compile tuned --beside    1.01B
     python -m benchmarks.serving_alone --hidden 768 --layers 12 --guesses --failure          124M
+    python -m benchmarks.serving_alone --hidden 768 --layers 12 --plain                      without our own kernels
     OMP_NUM_THREADS=2 python -m benchmarks.serving_alone --device cpu --compile false        124M, fp32
 
     step       ms a token for each `--compile`, kernels (operations on a CPU), and what reading the weights takes at
                4.26 TB/s, on a CPU at what as many threads read
     kernels    which they are and how long each lasts, of the fastest step
-    beside     how far logits beside 63 others are from those alone, and those alone from the same weights in fp32
+    beside     how far logits beside 63 others are from those alone, and those alone from the same weights in fp32;
+               64 rows are compiled as `--beside` says
     guesses    `--lookup 8`: tokens per second with and without, and whether they are the same
     failure    a step that cannot be compiled while requests run: each is answered all the same
 
@@ -65,9 +67,11 @@ def steps(exported: Exported, kinds: list[str], n_steps: int) -> None:
         most = 0.35 if small else 1.5 * cost["limit_ms"]
         bar = f"; {'met' if cost['step_ms'] <= most else 'MISSED'} (at most {most:.3f} ms)"
         bar = bar if exported.device == "cuda" else ""
+        own = " by our own kernels" if cost["own"] else ""
         print(
-            f"--compile {compiled:6} step {cost['step_ms']:.3f} ms a token, {cost['engine_ms']:.3f} with the engine; "
-            f"{cost['kernels']} kernels or operations in {cost['launches']} launches; {cost['megabytes']:.0f} MB at "
+            f"--compile {compiled:6} step {cost['step_ms']:.3f} ms a token{own}, "
+            f"{cost['engine_ms']:.3f} with the engine; {cost['kernels']} kernels or operations in "
+            f"{cost['launches']} launches; {cost['megabytes']:.0f} MB at "
             f"{cost['gigabytes_per_second']:.1f} GB/s {cost['limit_ms']:.3f} ms: "
             f"{cost['step_ms'] / cost['limit_ms']:.2f} times that{bar}; {cost['first_seconds']:.1f} s at first",
             flush=True,
@@ -101,11 +105,11 @@ def kernels(exported: Exported, compiled: str) -> None:
 
 
 @torch.inference_mode()
-def beside(exported: Exported) -> None:
+def beside(exported: Exported, rows: str) -> None:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(4, VOCABULARY, (64 - i // 2,), generator=generator).tolist() for i in range(64)]
     exact = copy.deepcopy(exported.model).float()
-    for compiled in ("true", "false"):
+    for compiled in dict.fromkeys((rows, "false")):
         torch._dynamo.reset()
         reader, right = Reader(exported.model, 1, CONTEXT, compiled), Reader(exact, 1, CONTEXT)
         apart = 0.0
@@ -113,12 +117,14 @@ def beside(exported: Exported) -> None:
             read = [PROMPT[place]], [place]
             found, wanted = reader.step(*read).float(), right.step(*read)
             apart = max(apart, float((found - wanted).abs().max() / wanted.abs().max()))
-        print(f"--compile {compiled}: logits alone are {apart:.2g} of the largest from those in fp32", flush=True)
+        print(f"--compile {compiled}: logits alone are {apart:.3g} of the largest from those in fp32", flush=True)
     del exact, right, reader
     torch._dynamo.reset()
-    found = beside_and_alone(exported, prompts, 32, 8, "true")
-    print(f"logits beside 63 differ from alone by {found['logit']:.2g} of the largest (bar 0.02); {found['others']:g} "
-          f"other tokens, whose lead was {found['lead']:.2g} of it at most", flush=True)  # fmt: skip
+    found = beside_and_alone(exported, prompts, 32, 8, rows)
+    print(
+        f"--compile {rows}: logits beside 63 differ from alone by {found['logit']:.3g} of the largest (bar 0.02); "
+        f"{found['others']:g} other tokens, whose lead was {found['lead']:.2g} of it at most", flush=True,
+    )  # fmt: skip
 
 
 def guesses(exported: Exported, n_tokens: int, compiled: str) -> None:
@@ -213,11 +219,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to try this script")
     parser.add_argument("--compile", nargs="+", default=["tuned", "true", "false"])
     parser.add_argument("--kernels", nargs="*", default=["tuned"], help="of these, which kernels there are")
-    parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--beside", nargs="?", const="true", choices=["true", "tuned", "false"])
+    parser.add_argument("--plain", action="store_true", help="as for decoders that our own kernels do not serve")
     parser.add_argument("--guesses", action="store_true")
     parser.add_argument("--failure", action="store_true")
     arguments = parser.parse_args()
     on_gpu = arguments.device == "cuda"
+    if arguments.plain:
+        Reader._alone = lambda self, rows: None  # type: ignore[method-assign]
     exported = drawn(arguments.hidden, arguments.layers, arguments.device, torch.bfloat16 if on_gpu else torch.float32)
     n_parameters = bytes_read(exported.model) // exported.model.embedding.weight.element_size()
     about = torch.cuda.get_device_name() if on_gpu else "a CPU"
@@ -226,7 +235,7 @@ def main() -> None:
     for compiled in arguments.kernels if on_gpu else []:
         kernels(exported, compiled)
     if arguments.beside and on_gpu:
-        beside(exported)
+        beside(exported, arguments.beside)
     if arguments.guesses:
         guesses(exported, 2 * arguments.tokens, "true" if on_gpu else "false")
         if on_gpu:

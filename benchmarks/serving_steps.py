@@ -54,6 +54,7 @@ def step_costs(exported: Exported, prompt: Sequence[int], n_steps: int, compiled
     n_bytes = bytes_read(exported.model)
     return {
         "first_seconds": seconds,
+        "own": reader.alone is not None,
         "engine_ms": 1e3 * statistics.median(b - a for a, b in itertools.pairwise(times)),
         "step_ms": 1e3 * seconds_of(step, n_steps, on_gpu),
         "megabytes": n_bytes / 1e6,

@@ -131,6 +131,7 @@ class KeyValueCache:
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context, scale: float) -> Tensor:
         """Attention of the new tokens to what is remembered and to each other; they are remembered from now on."""
+        q_BHTD, k_BKTD, v_BKTD = (new.to(self.keys.dtype) for new in (q_BHTD, k_BKTD, v_BKTD))
         plan = plan_of(self.slots, context)
         keys, values = self.keys, self.values
         if plan.beside:

@@ -12,30 +12,38 @@ A row that is in use but takes part with no token of its own (a prompt that is s
 at its next place: what the step writes there is overwritten by whatever comes next.
 
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
-the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py). Guesses are
-recorded as well, where no layer has a window.
+the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py, and for one row
+alone.py). Guesses are recorded as well, where no layer has a window. Numbers between matrices in bf16 are fp32 there
+(model/wide.py): so what a request is told beside others is nearer to what it is told alone.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model.cache import KeyValueCache, LatentCache
 from model.decoder import Decoder
+from model.wide import NARROW, can_widen, widen
 from serving.rows import Rows
 from serving.single import Single
 from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from serving.alone import Alone
 
 log = logging.getLogger("millrace.serving")
 Step = Callable[[Tensor, Tensor], Tensor]
 LENGTH_UNIT = 64
 ASKED_OF_CACHES = ("part", "copy_row", "n_bytes")  # of one's own, too
+MOST_APART = 0.1  # of the largest logit; rounding in bf16 comes to 0.02
 WARM_UPS = 2  # before a graph is recorded: lazy initialisation must be over
 
 
@@ -43,7 +51,7 @@ class Reader:
     """A decoder and the caches of `n_rows` sequences of up to `capacity` tokens.
 
     Args:
-        compiled: as for `Rows`; for a GPU.
+        compiled: as for `Rows`; for a GPU, where one row is then read by our own kernels if they serve the decoder.
 
     Raises:
         BadInput: the model cannot be served, or not in this way.
@@ -63,6 +71,8 @@ class Reader:
             )
         if compiled != "false" and self.device.type != "cuda":
             raise BadInput(f"--compile {compiled}: a step is compiled on a GPU alone; leave it out on a CPU")
+        if self.device.type == "cuda" and can_widen(model):
+            widen(model)
         with torch.inference_mode():
             self.caches = model.new_caches(self._rounded(n_rows), capacity)
             for name in ASKED_OF_CACHES:
@@ -79,6 +89,7 @@ class Reader:
         self.use_graphs = self.device.type == "cuda" and not asks
         few = self.use_graphs and Rows.serves(model)
         self.rows = Rows(model, capacity, compiled) if few else None
+        self.alone = self._alone(self.rows) if self.rows is not None and compiled != "false" else None
 
     @property
     def n_bytes(self) -> int:
@@ -158,28 +169,59 @@ class Reader:
         token, position = (tokens[-1], positions[-1]) if shared else (0, 0)
         inputs_B1 = torch.tensor([*tokens, *[token] * beside])[:, None]
         positions_B1 = torch.tensor([*positions, *[position] * beside])[:, None]
-        key = len(inputs_B1), self._length(max(positions) + 1), shared
-        if key not in self.graphs:
-            self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
+        key = self._key(len(inputs_B1), positions, shared)
+        while key not in self.graphs:
+            try:
+                self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
+            except Exception as problem:
+                self._give_way(key, problem)
+                key = self._key(len(inputs_B1), positions, shared)
         return self.graphs[key].run(inputs_B1, positions_B1)[: len(tokens)]
 
+    def _key(self, n: int, positions: Sequence[int], shared: bool) -> tuple[int, int, bool]:
+        """Of a recording; that of our own kernels serves all lengths."""
+        alone = self.alone is not None and n == 1 and not shared
+        return n, self.capacity if alone else self._length(max(positions) + 1), shared
+
     def _graph(self, n: int, length: int, shared: bool, inputs: Tensor, positions: Tensor) -> Graph:
-        try:
-            return Graph(self._recorded(n, length, shared), inputs, positions, self.device)
-        except Exception:
-            if self.rows is None or not self.rows.is_compiled:
-                raise
-            log.exception("the step could not be compiled; it goes on as it is")
+        graph = Graph(self._recorded(n, length, shared), inputs, positions, self.device)
+        if self.alone is not None and n == 1 and not shared:
+            caches = [cache.part(0, 1, length) for cache in self.caches]
+            expected = self.model.extend(inputs.to(self.device), positions.to(self.device), caches)[:, 0].float()
+            apart = (graph.run(inputs, positions).float() - expected).abs().max() / expected.abs().max()
+            if not apart <= MOST_APART:
+                raise RuntimeError(f"logits are {float(apart):.2g} of the largest from the decoder's own")
+        return graph
+
+    def _give_way(self, key: tuple[int, int, bool], problem: Exception) -> None:
+        """Goes on without our own kernels, then without torch.compile; requests that run lose nothing."""
+        said = f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"
+        if self.alone is not None and key[0] == 1 and not key[2]:
+            log.warning("--compile: a step by our own kernels failed, torch.compile's serve from now on (%s)", said)
+            self.alone = None
+        elif self.rows is not None and self.rows.is_compiled:
+            log.warning("--compile: the step could not be compiled, it goes on as it is (%s)", said)
             self.graphs.clear()  # they read matrices and tables of the old Rows, by address
-            self.rows = Rows(self.model, self.capacity, "false")
-            return self._graph(n, length, shared, inputs, positions)
+            self.alone, self.rows = None, Rows(self.model, self.capacity, "false")
+        else:
+            raise problem
 
     def _recorded(self, n: int, length: int, shared: bool) -> Step:
         if self.rows is None:
             caches = [cache.part(0, n, length) for cache in self.caches]
             return lambda i, p: self.model.extend(i, p, caches)[:, 0]
+        if self.alone is not None and n == 1 and not shared:
+            return self.alone.step
         rows, whole = self.rows, [cache.part(0, 1 if shared else n, self.capacity) for cache in self.caches]
         return lambda i, p: rows.step(i, p, whole, length, shared)
+
+    def _alone(self, rows: Rows) -> Alone | None:
+        """Our own kernels for one row, where this machine and this decoder have them."""
+        if self.model.embedding.weight.dtype not in NARROW or importlib.util.find_spec("triton") is None:
+            return None
+        from serving.alone import Alone
+
+        return Alone(self.model, self.caches, self.capacity, rows.joined) if Alone.serves(self.model) else None
 
     def move(self, source: int, target: int, read: int) -> None:
         """Gives a sequence that has read so many tokens another row."""

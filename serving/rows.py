@@ -37,6 +37,7 @@ from model.context import Context, Places
 from model.decoder import Block, Decoder
 from model.mlp import GatedMLP
 from model.rotary import rotation
+from model.wide import WideLinear, wide_product
 from serving.vectors import of_vectors
 
 ALIGNED = 16  # slots: attention would copy a mask whose rows begin anywhere
@@ -73,7 +74,8 @@ class Rows:
     @staticmethod
     def serves(model: Decoder) -> bool:
         return not model.config.n_experts and all(
-            type(block.attention) is Attention and type(block.attention.output) is nn.Linear for block in model.blocks
+            type(block.attention) is Attention and type(block.attention.output) in (nn.Linear, WideLinear)
+            for block in model.blocks
         )
 
     def step(
@@ -110,11 +112,14 @@ def first(
     """Embeddings [B, C], the rows of the caches, rotations, and for each kind of cache what `seen` says."""
     positions_B = positions_B1[:, 0]
     x_BC = model.embed(inputs_B1, positions_B1)[:, 0]
+    kind = x_BC.dtype
+    if type(model.blocks[0].attention.output) is WideLinear:  # type: ignore[union-attr]
+        x_BC = x_BC.float()
     rows_B = torch.zeros_like(positions_B) if shared else torch.arange(len(x_BC), device=x_BC.device)
     turn = None
     if tables is not None:
         turn = tables[0][positions_B][:, None, None], tables[1][positions_B][:, None, None]
-    return x_BC, rows_B, turn, [seen(slots, positions_B, x_BC.dtype) for slots in kinds]
+    return x_BC, rows_B, turn, [seen(slots, positions_B, kind) for slots in kinds]
 
 
 def last(model: Decoder, x_BC: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ def before(block: Block, x_BC: Tensor, turn: tuple[Tensor, Tensor] | None, rows_
     q, k, v = attention.project(of_vectors(block.attention_norm, x_BC)[:, None], context)
     for kept, new in ((keys_BKSD, k), (values_BKSD, v)):
         kept[rows_B, :, slots_B] = new[:, :, 0].to(kept.dtype)
-    return q[:, :, 0]
+    return q[:, :, 0].to(keys_BKSD.dtype)
 
 
 def attend(q_BHD: Tensor, cache: KeyValueCache, bias_B11S: Tensor, scale: float) -> Tensor:
@@ -157,6 +162,7 @@ def after(block: Block, gate_up: Tensor | None, x_BC: Tensor, y_BC: Tensor) -> T
     normed, mlp = of_vectors(block.mlp_norm, x_BC), block.mlp
     if gate_up is None:
         return x_BC + of_vectors(block.mlp_post_norm, of_vectors(mlp, normed))
-    gate, up = F.linear(normed, gate_up).chunk(2, dim=-1)
+    product = wide_product if type(mlp.down) is WideLinear else F.linear
+    gate, up = product(normed, gate_up).chunk(2, dim=-1)
     activation: Callable[[Tensor], Tensor] = mlp.activation  # type: ignore[assignment]
     return x_BC + of_vectors(block.mlp_post_norm, mlp.down(activation(gate) * up))  # type: ignore[operator]

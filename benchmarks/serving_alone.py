@@ -46,7 +46,7 @@ def drawn(hidden: int, layers: int, device: str, dtype: torch.dtype) -> Exported
     """A decoder of random weights made where it runs; no block is the identity."""
     config = ModelConfig(
         preset="", n_layers=layers, hidden_size=hidden, n_heads=max(hidden // 64, 1), n_kv_heads=max(hidden // 64, 1),
-        residual_init="normal", fused_qkv=True,
+        residual_init="normal",
     )  # fmt: skip
     with torch.device(device):
         model = Decoder(config, VOCABULARY, CONTEXT)

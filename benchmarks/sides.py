@@ -99,7 +99,8 @@ class Ours:
         objective = prepare(model, setting.params, execution, ranks)
         if not setting.packed:
             objective.__class__ = PlainRows
-        step = micro_step(objective, model, setting.params, execution, ranks, setting.rows)
+        rows_per_step = setting.params.batch_tokens // setting.length
+        step = micro_step(objective, model, setting.params, execution, ranks, setting.rows, rows_per_step)
         self.run: Any = types.SimpleNamespace(
             model=model, objective=objective, micro_step=step, params=setting.params, ranks=ranks, scaler=None,
             sharded=sharded, average=None, experts=[], exchange=exchange(model, step, execution, ranks),

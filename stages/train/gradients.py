@@ -51,7 +51,7 @@ def accumulate_gradients(run: TrainingRun, batches: StepBatches, step: int) -> T
         torch.manual_seed(dropout_seed(run.params.seed, step, run.ranks.rank))
     for i, batch in enumerate(batches.micro_batches):
         run.exchange.begin(last=i == len(batches.micro_batches) - 1)
-        nats += run.micro_step(batch, factor, first=i == 0)
+        nats += run.micro_step(batch, factor)
     run.exchange.end()
     return nats
 

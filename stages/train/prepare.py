@@ -86,9 +86,10 @@ def wants_compile(execution: Execution, ranks: Ranks) -> bool:
 
 
 def micro_step(
-    objective: nn.Module, model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks, rows: int
-) -> MicroStep:
-    """Forward and backward of a micro-batch of `rows` rows.
+    objective: nn.Module, model: Decoder, params: TrainParams, execution: Execution, ranks: Ranks, rows: int,
+    rows_per_step: int,
+) -> MicroStep:  # fmt: skip
+    """Forward and backward of a micro-batch of `rows` rows, of the `rows_per_step` of all ranks.
 
     Raises:
         BadInput: CUDA graphs are asked for where they cannot be.
@@ -98,7 +99,7 @@ def micro_step(
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:
         return EagerMicroStep(objective, ranks.device, params.precision)
-    return GraphedMicroStep(objective, ranks.device, params.precision, rows, replaces=ranks.world == 1)
+    return GraphedMicroStep(objective, ranks.device, params.precision, rows, ranks.world == 1 and rows == rows_per_step)
 
 
 def exchange(model: Decoder, step: MicroStep, execution: Execution, ranks: Ranks) -> Exchange:

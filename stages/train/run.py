@@ -149,7 +149,7 @@ def build_run(job: Job, model_config: ModelConfig, params: TrainParams, ranks: R
     if average is not None:
         average.begin()
     micro_batch = micro_batch_rows(objective, optimizers, params, job.execution, ranks, train_rows)
-    step = micro_step(objective, model, params, job.execution, ranks, micro_batch)
+    step = micro_step(objective, model, params, job.execution, ranks, micro_batch, rows_per_step)
     return TrainingRun(
         job, params, ranks, folder, train_rows, validation_rows, model, objective, optimizers, checkpoints, config,
         state, rows_per_step, micro_batch, step, exchange(model, step, job.execution, ranks), scaler, components,

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.entry import Job
+from stages.entry import Job, content_hash
 from stages.kept import Part
 from stages.pack.encode import by_bytes
 from stages.pack.reserved import THRESHOLD, ReservedIndex
@@ -63,7 +63,8 @@ def find_leaks(job: Job, parts: Sequence[Part]) -> list[Leak]:
     scheme = (normalisation_name(), NGRAM)
     tasks = [Task(job.key("reserved", part.digest, part.kept.hex(), scheme), part) for part in parts]
     groups = list(grouped(list(results(job, "reserved", write_reserved, tasks))))
-    tasks = [Task(job.key("index", [[some.folder.name, *some[1:]] for some in group]), group) for group in groups]
+    names = {some.folder: content_hash(some.folder) for group in groups for some in group}  # of the reserved text alone
+    tasks = [Task(job.key("index", [[names[some.folder], *some[1:]] for some in group]), group) for group in groups]
     leaks: dict[str, Leak] = {}
     for index in list(results(job, "index", write_index, tasks, "groups")):
         tasks = [Task(job.key("leaks", index.name, part.digest, part.kept.hex()), part) for part in parts]

@@ -177,10 +177,12 @@ def test_a_shard_that_changes_is_encoded_again_and_the_others_are_not(tmp_path):
     write_corpus(tmp_path, corpus, n_shards=4)
     run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
     packed(tmp_path)
-    before = made(tmp_path, "encoded")
+    before, indices, leaks_before = (made(tmp_path, step) for step in ("encoded", "index", "leaks"))
     write_corpus(tmp_path, [corpus[0]._replace(text="another text"), *corpus[1:]], n_shards=4)
     packed(tmp_path)
     assert len(before) == 4 and len(made(tmp_path, "encoded") - before) == 1
+    assert corpus[0].split == "train" and made(tmp_path, "index") == indices, "the reserved text is the same"
+    assert len(leaks_before) == 4 and len(made(tmp_path, "leaks") - leaks_before) == 1
     write_corpus(tmp_path, corpus, removed=["d153"], n_shards=4)
     expected = contents(packed(tmp_path))
     assert len(made(tmp_path, "encoded") - before) == 2, "one more: other rows of the last shard are kept"

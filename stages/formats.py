@@ -100,7 +100,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 
 
 def decode(path: Path, data: bytes, offset: int = 0, place: str = "") -> str:
-    """Strict UTF-8 without NUL. `offset`: where `data` starts in the (decompressed) file; `place`: such as `row 3: `."""
+    """Strict UTF-8 without NUL. `offset`: where `data` starts in the (decompressed) file; `place`: as `row 3: `."""
     if (nul := data.find(b"\0")) >= 0:
         raise BadInput(f"{path}: {place}byte {offset + nul} is NUL; this is not a text file")
     try:

@@ -219,6 +219,8 @@ def texts_of(corpus: Path, names: set[str]) -> dict[str, str]:
 
 def head(corpus: Path, n_bytes: float, folder: Path) -> Path:
     """The first documents of a corpus, as a corpus of its own without pairs."""
+    from stages.documents import READ_OFTEN, write_documents
+
     out = folder / f"head{n_bytes:.0f}"
     (out / "documents").mkdir(parents=True)
     taken = 0
@@ -226,7 +228,7 @@ def head(corpus: Path, n_bytes: float, folder: Path) -> Path:
         table = pq.read_table(path)
         sizes = np.cumsum([len(text.as_buffer()) for text in table["text"]]) + taken
         rows = int(np.searchsorted(sizes, n_bytes)) + 1
-        pq.write_table(table.slice(0, rows), out / "documents" / path.name, compression="zstd")
+        write_documents(table.slice(0, rows), out / "documents" / path.name, READ_OFTEN)
         taken = int(sizes[min(rows, len(sizes)) - 1])
         if taken >= n_bytes:
             break

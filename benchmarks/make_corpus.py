@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.documents import ShardWriter
+from stages.documents import READ_OFTEN, ShardWriter
 from stages.download.python_docs import documents, find_pages, installed_packages, read_pins
 from stages.shingles import shingle_texts
 from stages.utf8 import text_buffers
@@ -255,7 +255,7 @@ def write_corpus(out: Path, n_bytes: int, writer: Writer, planted: list[tuple[st
     places = np.sort(writer.generator.random(len(members))) * n_bytes
     order = writer.generator.permutation(len(members))
     names = [""] * len(members)
-    shards = ShardWriter(out / "documents", SCHEMA)
+    shards = ShardWriter(out / "documents", SCHEMA, READ_OFTEN)
     number = written = waiting = 0
     while written < n_bytes or waiting < len(members):
         split = "train"

@@ -232,9 +232,11 @@ def main(run: Callable[..., None], publishes: bool = True) -> None:
 def file_problem(error: OSError, scratch: str) -> str:
     """One line for what the system refused: a full disk with its mend, else the path and the reason."""
     if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(Path.cwd()).free / 1e9
+        free = f"{free_gb(Path.cwd()):.1f} GB free here"
+        if scratch:
+            free += f", {free_gb(Path(scratch)):.1f} in {scratch}"
         return (
-            f"the disk is full ({free:.1f} GB free here) while writing {error.filename or 'an output'}; free some "
+            f"the disk is full ({free}) while writing {error.filename or 'an output'}; free some "
             "space (`dvc gc --all-commits --all-experiments` drops what no commit and no experiment needs), or point "
             "execution.scratch at another disk. Earlier outputs are in the DVC cache: `dvc checkout` brings them back"
         )
@@ -242,6 +244,14 @@ def file_problem(error: OSError, scratch: str) -> str:
     if scratch and Path(path).is_relative_to(scratch):
         return f"execution.scratch: {path}: {error.strerror}; name a folder that can be written"
     return f"{path}: {error.strerror}"
+
+
+def free_gb(folder: Path) -> float:
+    """Of the disk that holds a folder, which may not be there yet."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 1e9
 
 
 def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:

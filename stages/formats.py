@@ -99,15 +99,15 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
         raise EOFError
 
 
-def decode(path: Path, data: bytes, offset: int = 0) -> str:
-    """Strict UTF-8 without NUL. `offset`: where `data` starts in the (decompressed) file."""
+def decode(path: Path, data: bytes, offset: int = 0, place: str = "") -> str:
+    """Strict UTF-8 without NUL. `offset`: where `data` starts in the (decompressed) file; `place`: as `row 3: `."""
     if (nul := data.find(b"\0")) >= 0:
-        raise BadInput(f"{path}: byte {offset + nul} is NUL; this is not a text file")
+        raise BadInput(f"{path}: {place}byte {offset + nul} is NUL; this is not a text file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{path}: byte {offset + error.start} (0x{data[error.start]:02x}) is not UTF-8; "
+            f"{path}: {place}byte {offset + error.start} (0x{data[error.start]:02x}) is not UTF-8; "
             "convert the file, e.g. iconv -f latin1 -t utf-8"
         ) from None
 
@@ -153,8 +153,9 @@ def lines(
         yield offset, b"".join(parts)
 
 
-def _decoded(path: Path, offset: int, line: bytes) -> str:
-    return decode(path, line, offset) if offset else decode(path, line).removeprefix("\ufeff")
+def _decoded(path: Path, offset: int, line: bytes, place: str) -> str:
+    text = decode(path, line, offset, place)
+    return text if offset else text.removeprefix("\ufeff")
 
 
 def jsonl_rows(
@@ -168,7 +169,7 @@ def jsonl_rows(
     """Rows of JSON lines. `before`: bytes and lines before these chunks; `report`: goes on after a bad row."""
     for row, (offset, line) in enumerate(lines(path, chunks, limit, *before), before[1] + 1):
         try:
-            text = _decoded(path, offset, line)
+            text = _decoded(path, offset, line, f"row {row}: ")
             if text.strip():
                 yield row, _text_of(_parse_json(path, text, f"row {row}: "), column, path, row)
         except BadInput as error:
@@ -194,7 +195,8 @@ def _parse_json(path: Path, text: str, place: str) -> Any:
 def csv_rows(path: Path, chunks: Iterable[bytes], column: str, limit: int = 0) -> Iterator[NumberedText]:
     """Rows after the header line; a quoted field may hold line ends."""
     csv.field_size_limit(limit or 2**31 - 1)
-    decoded = (_decoded(path, offset, line) for offset, line in lines(path, chunks, limit))
+    numbered = enumerate(lines(path, chunks, limit), 1)
+    decoded = (_decoded(path, offset, line, f"line {number}: ") for number, (offset, line) in numbered)
     reader = csv.DictReader(decoded, strict=True)
     row = 0
     try:

@@ -29,15 +29,16 @@ def text_buffers(column: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(_large(column))
-    column = column.cast(pa.large_string())
     if column.null_count:
         raise ValueError("a text is null")
+    if not pa.types.is_string(column.type):
+        column = column.cast(pa.large_string())
     _, offsets_buffer, data_buffer = column.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
     if data_buffer is None or not len(column):
         return np.empty(0, np.uint8), np.zeros(len(column) + 1, np.int64)
-    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
-    return data, offsets - offsets[0]
+    kind = np.int32 if pa.types.is_string(column.type) else np.int64  # a cast of strings takes longer than their use
+    offsets = np.frombuffer(offsets_buffer, kind)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    return np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def _large(column: pa.ChunkedArray) -> list[pa.Array]:

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from stages.clean.html_text import html_to_text
 from stages.clean.params import CleanParams
 from stages.clean.rules import LINE_RULES, RULES, thresholds
 from stages.clean.text import normalise, repair
-from stages.documents import SHARD_BYTES
+from stages.documents import READ_OFTEN, SHARD_BYTES, write_documents
 from stages.entry import write_json
 from stages.sources import Document, Part, read_part
 from stages.splits import SplitParams, split_of
@@ -57,7 +56,7 @@ class Shards:
     def close(self) -> None:
         if self.waiting:
             path = self.folder / f"{self.name}-{self.n_shards:05d}.parquet"
-            pq.write_table(pa.concat_tables(self.waiting).combine_chunks(), path, compression="zstd")
+            write_documents(pa.concat_tables(self.waiting).combine_chunks(), path, READ_OFTEN)
             self.waiting, self.n_shards = [], self.n_shards + 1
 
 

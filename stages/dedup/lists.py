@@ -52,7 +52,8 @@ class SortedWriter:
         for part in self.parts:
             part.close()
         waiting: pa.Table | None = None
-        with pq.ParquetWriter(self.path, self.schema, compression="zstd") as file:
+        # Ids do not repeat: a dictionary of them takes as long as all the rest, and makes the file larger.
+        with pq.ParquetWriter(self.path, self.schema, compression="zstd", use_dictionary=["rule"]) as file:
             for number in range(len(self.parts)):
                 with pa.OSFile(str(self.folder / str(number))) as source:
                     part = pa.ipc.open_file(source).read_all().sort_by("id")

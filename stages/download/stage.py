@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.documents import ShardWriter
+from stages.documents import READ_ONCE, ShardWriter
 from stages.download import files, hub, hub_files, python_docs
 from stages.download.params import DownloadParams
 from stages.entry import Job, file_sha256, write_json
@@ -75,7 +75,7 @@ def within_limits(rows: Iterable[dict[str, str]], download: DownloadParams) -> I
 
 def write_shards(folder: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
     """Writes the rows and describes each shard."""
-    writer = ShardWriter(folder, SCHEMA)
+    writer = ShardWriter(folder, SCHEMA, READ_ONCE)
     for row in rows:
         writer.add(row)
     writer.close()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.documents import SHARD_BYTES
+from stages.documents import READ_ONCE, SHARD_BYTES, shard_file
 from stages.entry import file_sha256
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
@@ -65,7 +65,7 @@ class TextShards:
     def _write_group(self) -> None:
         if not self._waiting:
             return
-        self._writer = self._writer or pq.ParquetWriter(self._path, SCHEMA, compression="zstd")
+        self._writer = self._writer or shard_file(self._path, SCHEMA, READ_ONCE)
         table = pa.Table.from_batches(self._waiting, SCHEMA)
         self._writer.write_table(table, row_group_size=max(len(table), 1))
         self._rows, self._bytes = self._rows + len(table), self._bytes + self._waiting_bytes

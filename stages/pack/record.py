@@ -19,12 +19,11 @@ import pyarrow.parquet as pq
 
 from stages.pack.decontaminate import CONTAMINATED
 from stages.pack.encode import DOCUMENTS, EncodedParts
-from stages.pack.leaks import Leak
+from stages.pack.leaks import FOUND, Leak
 from stages.pack.mixture import Copies
 from stages.splits import Split
 
 TAKEN = DOCUMENTS.append(pa.field("copies", pa.uint16()))
-LEAKS = pa.schema([("id", pa.string()), ("reserved_id", pa.string()), ("jaccard", pa.float64())])
 COUNTS = ("documents", "bytes", "tokens", "repeated_tokens", "left_out_tokens")
 
 
@@ -42,7 +41,7 @@ class Record:
         self.contaminated = frozenset(table["id"].to_pylist())
         pq.write_table(table, folder / "contaminated.parquet")
         rows = [{"id": leak.training_id, "reserved_id": leak.reserved_id, "jaccard": leak.jaccard} for leak in leaks]
-        pq.write_table(pa.Table.from_pylist(rows, LEAKS), folder / "leaks.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, FOUND), folder / "leaks.parquet")
 
     def write(self, split: Split, encoded: EncodedParts, copies: Sequence[Copies] | None) -> dict[str, dict[str, int]]:
         """Writes SPLIT.parquet.

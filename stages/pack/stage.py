@@ -25,10 +25,11 @@ from stages.errors import BadInput
 from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
-from stages.pack.leaks import THRESHOLD, Leak, find_leaks
+from stages.pack.leaks import Leak, find_leaks
 from stages.pack.mixture import Copies, copies_of
 from stages.pack.params import PackParams
 from stages.pack.record import Record
+from stages.pack.reserved import THRESHOLD
 from stages.pack.shards import RowFormat, TokenDocuments, lay_out, write_rows
 from stages.progress import say
 from stages.splits import SPLITS, Split
@@ -51,7 +52,7 @@ def run(job: Job, pack: PackParams) -> None:
     parts = kept_parts(job.root / "data/clean/documents", job.root / "data/dedup/keep.parquet")
     encoded = encode_parts(job, parts, file)
     contaminated = list(find_contaminated(job, parts, pack.decontaminate, pack.decontaminate_ngram, work / "ngrams"))
-    leaks = find_leaks(job.root, work / "reserved", job.execution.n_workers())
+    leaks = find_leaks(job, parts)
     warn_of(leaks)
     record = Record(job.staging / "documents", contaminated, leaks)
     end_of_text, padding = (tokenizer.token_to_id(token) for token in roles_of(path))

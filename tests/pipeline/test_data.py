@@ -146,7 +146,7 @@ def test_validate_names_every_bad_file_and_row(tmp_path: Path, millrace) -> None
     assert "6 files" not in out and "5 files" in out and "4 are bad; 1 files of other kinds are left out" in out
     problems = [line.removeprefix(f"{inputs}/") for line in errors.splitlines()]
     places = [problem.split(": ")[1] for problem in problems[1:5]]
-    assert places == [f"row {row}" for row in (3, 4, 5, 8)] and "a.jsonl: byte 27 (0xe9)" in problems[0]
+    assert places == [f"row {row}" for row in (3, 4, 5, 8)] and "a.jsonl: row 2: byte 27 (0xe9)" in problems[0]
     found = ["is not UTF-8", "no column 'text'", "not valid JSON", "must be a string", "lone surrogate"]
     found += ["truncated", "NUL", "no column"]
     assert all(words in problem for problem, words in zip(problems, found, strict=True))

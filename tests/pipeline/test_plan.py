@@ -104,7 +104,7 @@ def test_linked_files_are_counted_once(root: Path) -> None:
 
 def test_figures_are_those_of_the_records_that_they_name():
     repository = Path(__file__).parents[2]
-    record = json.loads((repository / "benchmarks/records/2026-11-22-memory.json").read_text())
+    record = json.loads((repository / "benchmarks/records/2026-11-23-data.json").read_text())
     for name, (value, source) in SOURCES.items():
         if source.startswith("benchmarks/records/"):
             assert (repository / source.split(": ")[0]).exists(), name

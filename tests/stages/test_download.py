@@ -222,7 +222,7 @@ BAD_FILES = {
     "cut.txt.zst": (zstandard.compress(bytes(range(1, 120)) * 50)[:-8], "truncated or damaged zstd"),
     "nul.txt": (b"\0" * 100, "byte 0 is NUL; this is not a text file"),
     "latin.txt": ("caf\u00e9".encode("latin-1"), r"byte 3 \(0xe9\) is not UTF-8; convert the file"),
-    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', r"byte 24 \(0xe9\) is not UTF-8"),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', r"row 2: byte 24 \(0xe9\) is not UTF-8"),
     "half.jsonl": (b'{"text": "a"}\n{"text": ', "row 2: not valid JSON"),
     "deep.json": (b"[" * 100_000, "not valid JSON"),
     "other.jsonl": (b'{"content": "a"}\n', "row 1: no column 'text'; it has content; set download.text_column"),
@@ -292,7 +292,7 @@ def test_validate_tells_all_that_is_wrong_and_reads_on(tmp_path: Path) -> None:
     checked = {one.name: one for one in validate(tmp_path / "inputs", "**/*", "text")}
     assert [line.split("a.jsonl: ")[1].split(" is ")[0].split(" must")[0] for line in checked["a.jsonl"].problems] == [
         "row 2: 'text'",
-        "byte 36 (0xe9)",
+        "row 3: byte 36 (0xe9)",
         "row 4: not valid JSON: Expecting value: line 1 column 1 (char 0)",
     ]
     assert (checked["a.jsonl"].documents, checked["c.txt"]) == (2, Checked("c.txt", 1, 4, []))

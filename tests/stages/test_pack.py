@@ -165,7 +165,6 @@ def test_bytes_depend_on_neither_workers_nor_batches_nor_buffers(tmp_path, root,
     monkeypatch.setattr(kept, "BATCH_ROWS", 7)
     monkeypatch.setattr(gather, "BUFFER_SLOTS", 100)
     monkeypatch.setattr(gather, "NEAR_SLOTS", 3)
-    monkeypatch.setattr(leaks, "BATCH_BYTES", 3000)
     assert contents(packed(tmp_path, execution=Execution(workers=2))) == expected
 
 
@@ -178,10 +177,12 @@ def test_a_shard_that_changes_is_encoded_again_and_the_others_are_not(tmp_path):
     write_corpus(tmp_path, corpus, n_shards=4)
     run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
     packed(tmp_path)
-    before = made(tmp_path, "encoded")
+    before, indices, leaks_before = (made(tmp_path, step) for step in ("encoded", "index", "leaks"))
     write_corpus(tmp_path, [corpus[0]._replace(text="another text"), *corpus[1:]], n_shards=4)
     packed(tmp_path)
     assert len(before) == 4 and len(made(tmp_path, "encoded") - before) == 1
+    assert corpus[0].split == "train" and made(tmp_path, "index") == indices, "the reserved text is the same"
+    assert len(leaks_before) == 4 and len(made(tmp_path, "leaks") - leaks_before) == 1
     write_corpus(tmp_path, corpus, removed=["d153"], n_shards=4)
     expected = contents(packed(tmp_path))
     assert len(made(tmp_path, "encoded") - before) == 2, "one more: other rows of the last shard are kept"
@@ -257,9 +258,11 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch):
             expected[document.id] = pytest.approx(max(similarities))
     assert 15 < len(expected) < 35, "some on either side of the threshold"
     write_corpus(tmp_path, corpus, n_shards=3)
-    monkeypatch.setattr(leaks, "BATCH_BYTES", 4000)
-    for workers in (1, 2):
-        found = leaks.find_leaks(tmp_path, tmp_path / f"index{workers}", workers)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 4000)
+    for workers, group_shingles in ((1, 1 << 22), (2, 500), (1, 1)):
+        monkeypatch.setattr(leaks, "GROUP_SHINGLES", group_shingles)
+        job = Job("pack", tmp_path, Execution(workers=workers, scratch=str(tmp_path / f"scratch{group_shingles}")))
+        found = leaks.find_leaks(job, packed_parts(tmp_path))
         assert {leak.training_id: leak.jaccard for leak in found} == expected
         assert all(leak.training_id[1:] == leak.reserved_id[1:] for leak in found)
 
@@ -270,7 +273,7 @@ def test_pack_counts_leaks_and_names_the_first(tmp_path, capsys):
     run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
     count = json.loads((packed(tmp_path) / "metrics.json").read_text())["near_duplicates_across_splits"]
     assert f"pack: warning: {count} training documents nearly repeat a reserved one" in capsys.readouterr().out
-    found = leaks.find_leaks(tmp_path, tmp_path / "index", 1)
+    found = leaks.find_leaks(Job("pack", tmp_path, ONE_WORKER), packed_parts(tmp_path))
     assert len(found) == count
     write_corpus(tmp_path, corpus, removed=[leak.training_id for leak in found])
     assert json.loads((packed(tmp_path) / "metrics.json").read_text())["near_duplicates_across_splits"] == 0

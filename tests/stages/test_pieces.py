@@ -72,12 +72,12 @@ def test_equal_pieces_keep_all_cores_at_work(tmp_path: Path) -> None:
 
 def test_a_shard_of_documents_can_be_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.documents.GROUP_BYTES", 1000)
-    writer = ShardWriter(tmp_path, pa.schema([("id", pa.string()), ("text", pa.string())]))
+    writer = ShardWriter(tmp_path, pa.schema([("id", pa.string()), ("text", pa.string())]), "zstd")
     for number in range(100):
         writer.add({"id": f"{number:03}", "text": f"{number:097}"})
     writer.close()
     cuts, n_groups = parquet_cuts(tmp_path / "00000.parquet", "text", 8000)
-    assert n_groups == 10 and cuts == [(5, 50)]
+    assert n_groups == 12 and cuts == [(6, 54)]
 
 
 def test_parts_of_parquet_are_the_file(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Alone:
             and type(block.mlp) is GatedMLP
             and type(block.attention_norm) is type(block.mlp_norm) is RMSNorm
             and type(block.attention_post_norm) is type(block.mlp_post_norm) is nn.Identity
-            and all(type(part) is not nn.Linear or part.bias is None for part in block.modules())
+            and all(not isinstance(part, nn.Linear) or part.bias is None for part in block.modules())
             for block in model.blocks
         )
         return (

@@ -126,12 +126,34 @@ def turned(x, partner, gain, partner_gain, cosine, sine, eps, D: tl.constexpr, N
 
 
 @triton.jit
+def merge(y, most, total, parts_ptr, sums_ptr, arrived_ptr, y_ptr, head, split, used, d, D: tl.constexpr,
+          SPLITS: tl.constexpr):  # fmt: skip
+    """Leaves a part of a head, not yet divided by its total; the last of `used` parts puts them together, in their
+    order."""
+    part = head * SPLITS + split
+    tl.store(parts_ptr + part * D + d, y)
+    tl.store(sums_ptr + part * 2, most)
+    tl.store(sums_ptr + part * 2 + 1, total)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_ptr + head, 1, sem="acq_rel") == used - 1:
+        p = tl.arange(0, SPLITS)[:, None]
+        real, at = p < used, head * SPLITS + p
+        mosts = tl.load(sums_ptr + at * 2, mask=real, other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(sums_ptr + at * 2 + 1, mask=real, other=0.0, cache_modifier=".cg")
+        ys = tl.load(parts_ptr + at * D + d, mask=real, other=0.0, cache_modifier=".cg")
+        share = tl.exp(mosts - tl.max(mosts))
+        merged = tl.sum(ys * share, axis=0, keep_dims=True) / tl.sum(totals * share)
+        tl.store(y_ptr + head * D + d, merged.to(y_ptr.dtype.element_ty))
+        tl.store(arrived_ptr + head, 0)
+
+
+@triton.jit
 def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_ptr, values_ptr, position_ptr,
               parts_ptr, sums_ptr, arrived_ptr, y_ptr, row_stride, eps, scale, H: tl.constexpr, GROUP: tl.constexpr,
               D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr,
               EARLY: tl.constexpr):  # fmt: skip
     """A program for each query head and part of the tokens before, in blocks. The first part sees the new token too,
-    and writes it. Where there are several, the last to come puts them together, in their order."""
+    and writes it."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     head, split = tl.program_id(0), tl.program_id(1)
@@ -182,18 +204,4 @@ def attention(qkv_ptr, query_gain_ptr, key_gain_ptr, cosine_ptr, sine_ptr, keys_
     if used == 1:
         tl.store(y_ptr + head * D + d, (y / total).to(kind))
     else:
-        part = head * SPLITS + split
-        tl.store(parts_ptr + part * D + d, y)
-        tl.store(sums_ptr + part * 2, most)
-        tl.store(sums_ptr + part * 2 + 1, total)
-        tl.debug_barrier()
-        if tl.atomic_add(arrived_ptr + head, 1, sem="acq_rel") == used - 1:
-            p = tl.arange(0, SPLITS)[:, None]
-            real, at = p < used, head * SPLITS + p
-            mosts = tl.load(sums_ptr + at * 2, mask=real, other=float("-inf"), cache_modifier=".cg")
-            totals = tl.load(sums_ptr + at * 2 + 1, mask=real, other=0.0, cache_modifier=".cg")
-            ys = tl.load(parts_ptr + at * D + d, mask=real, other=0.0, cache_modifier=".cg")
-            share = tl.exp(mosts - tl.max(mosts))
-            y = tl.sum(ys * share, axis=0, keep_dims=True) / tl.sum(totals * share)
-            tl.store(y_ptr + head * D + d, y.to(kind))
-            tl.store(arrived_ptr + head, 0)
+        merge(y, most, total, parts_ptr, sums_ptr, arrived_ptr, y_ptr, head, split, used, d, D, SPLITS)

@@ -173,6 +173,8 @@ class Reader:
         while key not in self.graphs:
             try:
                 self.graphs[key] = self._graph(*key, inputs_B1, positions_B1)
+            except torch.OutOfMemoryError:  # of the machine, not of the kernels
+                raise
             except Exception as problem:
                 self._give_way(key, problem)
                 key = self._key(len(inputs_B1), positions, shared)
@@ -194,17 +196,20 @@ class Reader:
         return graph
 
     def _give_way(self, key: tuple[int, int, bool], problem: Exception) -> None:
-        """Goes on without our own kernels, then without torch.compile; requests that run lose nothing."""
+        """Goes on without our own kernels, or without torch.compile, whichever failed; requests that run lose
+        nothing."""
         said = f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0]}"
         if self.alone is not None and key[0] == 1 and not key[2]:
             log.warning("--compile: a step by our own kernels failed, torch.compile's serve from now on (%s)", said)
             self.alone = None
         elif self.rows is not None and self.rows.is_compiled:
             log.warning("--compile: the step could not be compiled, it goes on as it is (%s)", said)
-            self.graphs.clear()  # they read matrices and tables of the old Rows, by address
-            self.alone, self.rows = None, Rows(self.model, self.capacity, "false")
+            own = (1, self.capacity, False)  # of our own kernels, which have not failed
+            self.graphs = {own: self.graphs[own]} if self.alone is not None and own in self.graphs else {}
+            self.rows.give_up_compiling()
         else:
             raise problem
+        log.debug("--compile: where it failed", exc_info=problem)
 
     def _recorded(self, n: int, length: int, shared: bool) -> Step:
         if self.rows is None:

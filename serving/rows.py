@@ -71,6 +71,11 @@ class Rows:
             self.tables = cosine[0, 0], sine[0, 0]
         self.joined = [joined(block.mlp) for block in model.blocks]  # type: ignore[arg-type]
 
+    def give_up_compiling(self) -> None:
+        """Goes on with the functions as they are. Tables and joined matrices stay, by address."""
+        self.is_compiled = False
+        self.first, self.before, self.after, self.last = first, before, after, last
+
     @staticmethod
     def serves(model: Decoder) -> bool:
         return not model.config.n_experts and all(

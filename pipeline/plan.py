@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,11 @@ SOURCES: dict[str, tuple[float, str]] = {
     "dedup: CPU s a GB": (7.8, "benchmarks/records/2026-11-23-data.json: dedup, 1 GB"),
     "tokenizer: CPU s a GB": (40.2, "benchmarks/records/2026-11-23-data.json: tokenizer, 1 GB"),
     "pack: CPU s a GB": (81.0, "benchmarks/records/2026-11-23-data.json: pack, 1 GB"),
+    "pack: CPU s a GB, group": (
+        39.5,
+        "benchmarks/records/2026-11-23-data.json: pack, 4 GB, three groups of reserved text: (640.3 / 4 - 81) / 2",
+    ),
+    "pack: bytes of a group": (27.7e6, "4 million shingles (stages/pack/leaks.py), 6.6 bytes a word (docs/dedup.md)"),
     "GPU: FLOP/s of bf16": (989e12, "data sheet of H100 and H200 (stages/train/peaks.py)"),
     "GPU: MFU in bf16": (0.48, "benchmarks/records/2026-11-23-training-h200.txt: 124m to base, lot 3"),
     "GPU: MFU in fp8": (0.58, "benchmarks/records/2026-11-23-training-h200.txt: medium and base, of the bf16 peak"),
@@ -170,10 +176,14 @@ def data_steps(
         "pack": tokens_bytes,
     }
     for stage, n_bytes in published.items():
-        hours = text / GB * known(f"{stage}: CPU s a GB") / cores / 3600
+        seconds = text / GB * known(f"{stage}: CPU s a GB")
+        if stage == "pack":  # compares all training text with each group of reserved text
+            split = sections["split"]
+            groups = math.ceil(kept * (split.validation + split.test) / known("pack: bytes of a group"))
+            seconds += text / GB * known("pack: CPU s a GB, group") * max(groups - 1, 0)
         # bands of 28 keys with a document each, 12 bytes, sorted in parts (docs/dedup.md)
         scratch = documents * 28 * 12 if stage == "dedup" and sections["dedup"].enabled else n_bytes * 0.1
-        yield Step(stage, n_bytes / GB, scratch / GB, hours)
+        yield Step(stage, n_bytes / GB, scratch / GB, seconds / cores / 3600)
 
 
 def model_steps(sections: Mapping[str, Any], vocabulary: int) -> Iterator[Step]:

@@ -3,9 +3,10 @@
 Shards are cut by bytes of text, not by worker, so their bytes do not depend on how they were made.
 Readers go shard by shard and hold one shard at a time.
 
-Clean text is packed with LZ4: it is read by dedup and pack twice each and by tokenizer, and unpacked in half the time
-of zstd, for 1.4 times its bytes (docs/data.md). What download writes is read once, and packed with zstd. A dictionary
-of values that do not repeat, texts and ids, would be built to be thrown away.
+Clean text is packed with LZ4: dedup reads it twice, tokenizer once, pack three times or more (pack/encode.py, twice
+pack/leaks.py, pack/decontaminate.py), and it is unpacked in half the time of zstd, for 1.4 times its bytes
+(docs/data.md). What download writes is read once, verdicts by no stage: these are packed with zstd. A dictionary of
+values that do not repeat, texts and ids, would be built to be thrown away.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from stages.clean.html_text import html_to_text
 from stages.clean.params import CleanParams
 from stages.clean.rules import LINE_RULES, RULES, thresholds
 from stages.clean.text import normalise, repair
-from stages.documents import READ_OFTEN, SHARD_BYTES, write_documents
+from stages.documents import READ_OFTEN, READ_ONCE, SHARD_BYTES, write_documents
 from stages.entry import write_json
 from stages.sources import Document, Part, read_part
 from stages.splits import SplitParams, split_of
@@ -42,8 +42,8 @@ VERDICTS = pa.schema(
 class Shards:
     """Writes tables into numbered files of about `SHARD_BYTES`; a table without rows makes no file."""
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema):
-        self.folder, self.name, self.schema = folder, name, schema
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, compression: str):
+        self.folder, self.name, self.schema, self.compression = folder, name, schema, compression
         self.waiting: list[pa.Table] = []
         self.n_shards = 0
 
@@ -56,7 +56,7 @@ class Shards:
     def close(self) -> None:
         if self.waiting:
             path = self.folder / f"{self.name}-{self.n_shards:05d}.parquet"
-            write_documents(pa.concat_tables(self.waiting).combine_chunks(), path, READ_OFTEN)
+            write_documents(pa.concat_tables(self.waiting).combine_chunks(), path, self.compression)
             self.waiting, self.n_shards = [], self.n_shards + 1
 
 
@@ -79,7 +79,8 @@ class Samples:
 
 def clean_piece(piece: list[Part], folder: Path, text_column: str, clean: CleanParams, split: SplitParams) -> None:
     """Writes the result of a piece into the folder."""
-    documents, verdicts = Shards(folder, "documents", DOCUMENTS), Shards(folder, "verdicts", VERDICTS)
+    documents = Shards(folder, "documents", DOCUMENTS, READ_OFTEN)
+    verdicts = Shards(folder, "verdicts", VERDICTS, READ_ONCE)
     counts: Counter[str] = Counter(dict.fromkeys(metric_names(), 0))
     samples = Samples()
     found = (document for part in piece for document in read_part(part, text_column))

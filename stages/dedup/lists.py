@@ -52,7 +52,9 @@ class SortedWriter:
         for part in self.parts:
             part.close()
         waiting: pa.Table | None = None
-        # Ids do not repeat: a dictionary of them takes as long as all the rest, and makes the file larger.
+        # Ids do not repeat. Nor do cluster and kept_id much: most documents are their own cluster, most that go do so
+        # for one of their own. On lists made up of 256,042 ids, 5% removed, dictionaries of these two took twice the
+        # bytes and time for keep.parquet, 12% more bytes for removals.parquet (1% less if for one of 50 documents).
         with pq.ParquetWriter(self.path, self.schema, compression="zstd", use_dictionary=["rule"]) as file:
             for number in range(len(self.parts)):
                 with pa.OSFile(str(self.folder / str(number))) as source:

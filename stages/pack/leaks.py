@@ -9,9 +9,11 @@ The Jaccard similarity |A and B| / |A or B| is at most |A and B| / |A|, so B mat
 three quarters of the shingles of some reserved A. Example: A has 100 shingles, B has 80 of them and
 10 others: 80 / (100 + 90 - 80) = 0.73, no leak.
 
-Where the reserved text has more than 4 million shingles (25 MB and above), its documents are taken in groups, with a
-pass over the training text for each; so memory does not grow with the corpus. Every step is tasks over the shards
-(stages/tasks.py): a shard that changes is looked at again, the others only where the reserved text changed.
+Where the reserved text has more than 4 million shingles (about 28 MB), its documents are taken in groups. A training
+shard is read once: the shingles of some of its text are held and compared with one group after another, so that a
+worker's memory does not grow with the corpus, while its work does with the number of groups. Every step is tasks over
+the shards (stages/tasks.py), with one small result for each: a shard that changes is looked at again, the others only
+where the reserved text changed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,14 +31,15 @@ import pyarrow.parquet as pq
 from stages.entry import Job, content_hash
 from stages.kept import Part
 from stages.pack.encode import by_bytes
-from stages.pack.reserved import THRESHOLD, ReservedIndex
-from stages.shingles import distinct, normalisation_name, shingle_texts
+from stages.pack.reserved import THRESHOLD, ReservedIndex, Seen
+from stages.shingles import Hashes, distinct, normalisation_name, shingle_texts
 from stages.store import save_array
 from stages.tasks import Task, results
-from stages.utf8 import text_buffers
+from stages.utf8 import Offsets, text_buffers
 
 NGRAM = 5
 GROUP_SHINGLES = 1 << 22
+HELD_SHINGLES = 1 << 21  # of training text, 16 MB: to open a group's index takes little beside comparing so many
 FILE = "leaks.parquet"
 FOUND = pa.schema([("id", pa.string()), ("reserved_id", pa.string()), ("jaccard", pa.float64())])
 
@@ -65,14 +67,15 @@ def find_leaks(job: Job, parts: Sequence[Part]) -> list[Leak]:
     groups = list(grouped(list(results(job, "reserved", write_reserved, tasks))))
     names = {some.folder: content_hash(some.folder) for group in groups for some in group}  # of the reserved text alone
     tasks = [Task(job.key("index", [[names[some.folder], *some[1:]] for some in group]), group) for group in groups]
-    leaks: dict[str, Leak] = {}
-    for index in list(results(job, "index", write_index, tasks, "groups")):
-        tasks = [Task(job.key("leaks", index.name, part.digest, part.kept.hex()), part) for part in parts]
-        for folder in results(job, "leaks", functools.partial(write_leaks, index=index), tasks):
-            for leak in map(Leak._make, zip(*pq.read_table(folder / FILE).to_pydict().values(), strict=True)):
-                if leak.training_id not in leaks or leaks[leak.training_id].jaccard < leak.jaccard:
-                    leaks[leak.training_id] = leak
-    return list(leaks.values())
+    indices = list(results(job, "index", write_index, tasks, "groups"))
+    if not indices:
+        return []
+    about = (scheme, [index.name for index in indices])
+    tasks = [Task(job.key("leaks", part.digest, part.kept.hex(), about), part) for part in parts]
+    leaks: list[Leak] = []
+    for folder in results(job, "leaks", functools.partial(write_leaks, indices=indices), tasks):
+        leaks += map(Leak._make, zip(*pq.read_table(folder / FILE).to_pydict().values(), strict=True))
+    return leaks
 
 
 def texts_of(part: Part, reserved: bool) -> Iterator[pa.RecordBatch]:
@@ -133,34 +136,64 @@ def write_index(group: list[Some], folder: Path) -> None:
 # The training text
 
 
-def write_leaks(part: Part, folder: Path, index: Path) -> None:
-    """The training documents of a shard that nearly repeat one of the group."""
-    ids = pq.read_table(index / "ids.parquet")["id"]
+class Held(NamedTuple):
+    """Training texts as shingles (stages/shingles.py), without the texts."""
+
+    ids: pa.Array
+    shingles: Hashes
+    ends: Offsets
+
+
+def write_leaks(part: Part, folder: Path, indices: Sequence[Path]) -> None:
+    """The training documents of a shard that nearly repeat a reserved one, with the one most like each."""
     rows = []
-    for piece in texts_of(part, reserved=False):
-        for text, reserved, jaccard in near(piece, index):
-            leak = Leak(piece["id"][text].as_py(), ids[reserved].as_py(), jaccard)
-            rows.append(dict(zip(FOUND.names, leak, strict=True)))
+    number = 1  # of a text beside an index: each is looked up under a number of its own
+    seen = np.zeros(0, np.int32)
+    # one index stays open from piece to piece, and then nothing needs to be held
+    for texts in held(part, HELD_SHINGLES if len(indices) > 1 else 1):
+        best: dict[str, Leak] = {}
+        for place in indices:
+            index, reserved_ids = opened(place)
+            if len(seen) < len(index.keys):
+                seen = np.zeros(len(index.keys), np.int32)
+            for some in texts:
+                for text, reserved, jaccard in near(some, index, seen, number):
+                    leak = Leak(some.ids[text].as_py(), reserved_ids[reserved].as_py(), jaccard)
+                    if leak.training_id not in best or best[leak.training_id].jaccard < jaccard:
+                        best[leak.training_id] = leak
+                number += len(some.ids)
+        rows += [dict(zip(FOUND.names, leak, strict=True)) for leak in best.values()]
     pq.write_table(pa.Table.from_pylist(rows, FOUND), folder / FILE)
 
 
-def near(piece: pa.RecordBatch, folder: Path) -> Iterator[tuple[int, int, float]]:
+def held(part: Part, n_shingles: int) -> Iterator[list[Held]]:
+    """The shingles of a shard's training texts, in pieces that together have about `n_shingles`."""
+    texts: list[Held] = []
+    n_held = 0
+    for piece in texts_of(part, reserved=False):
+        shingled = shingle_texts(*text_buffers(piece["text"]), NGRAM)
+        texts.append(Held(piece["id"], shingled.shingles.copy(), shingled.ends))  # a copy, not its larger buffer
+        n_held += len(shingled.shingles)
+        if n_held >= n_shingles:
+            yield texts
+            texts, n_held = [], 0
+    if texts:
+        yield texts
+
+
+def near(texts: Held, index: ReservedIndex, seen: Seen, first: int) -> Iterator[tuple[int, int, float]]:
     """(text, reserved document, Jaccard similarity) of the texts near a reserved one, for the one most like each."""
-    index, seen, count = opened(folder)
-    shingled = shingle_texts(*text_buffers(piece["text"]), NGRAM)
     best: dict[int, tuple[float, int]] = {}
-    for text, reserved, common in index.common(shingled, seen, count[0] + 1).tolist():
-        begin, end = shingled.ends[text : text + 2]
-        own = len(distinct(shingled.shingles[begin:end], np.array([0, end - begin]))[0])
+    for text, reserved, common in index.common(texts.shingles, texts.ends, seen, first).tolist():
+        begin, end = texts.ends[text : text + 2]
+        own = len(distinct(texts.shingles[begin:end], np.array([0, end - begin]))[0])
         jaccard = common / (int(index.sizes[reserved]) + own - common)
         if jaccard >= THRESHOLD and (text not in best or best[text] < (jaccard, -reserved)):
             best[text] = (jaccard, -reserved)
-    count[0] += len(piece)
     yield from ((text, -reserved, jaccard) for text, (jaccard, reserved) in sorted(best.items()))
 
 
-@functools.lru_cache(maxsize=1)
-def opened(folder: Path) -> tuple[ReservedIndex, npt.NDArray[np.int32], list[int]]:
-    """The index, in which text of this process each of its keys was seen last, and the number of texts."""
-    index = ReservedIndex.open(folder)
-    return index, np.zeros(len(index.keys), np.int32), [0]
+@functools.lru_cache(maxsize=1)  # an open index has files mapped, of which a process may have about a thousand
+def opened(folder: Path) -> tuple[ReservedIndex, pa.ChunkedArray]:
+    """The index of a group and the ids of its documents."""
+    return ReservedIndex.open(folder), pq.read_table(folder / "ids.parquet")["id"]

@@ -6,8 +6,9 @@ with the same bits:
 
     keys   12.. 17.. 1f.. 33..     firsts   of keys that begin with 0, 1, 2, 3: 0 0 3 3 4     look for 17.. in keys[0:3]
 
-Memory is bounded: about 29 bytes for each of at most 4 million shingles (leaks.py makes the groups), 16 of them in
-files that workers map.
+Memory of a worker is bounded, for a group has at most 4 million shingles or is one document (leaks.py): where an index
+is made, about 29 bytes for each; where it is read, 21 to 26 in files that workers map and share, and 4 of each worker's
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.compiled import kernel
-from stages.shingles import Hashes, Shingled
+from stages.shingles import Hashes
 from stages.store import save_array
 from stages.utf8 import Offsets
 
@@ -28,6 +29,7 @@ SIEVE_BITS = 32  # for each key
 KEYS_OF_PREFIX = 4
 ONE = np.uint64(1)
 Counts = npt.NDArray[np.int64]
+Seen = npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +81,18 @@ class ReservedIndex:
     def open(cls, folder: Path) -> ReservedIndex:
         return cls(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(cls)))
 
-    def common(self, shingled: Shingled, seen: npt.NDArray[np.int32], first: int) -> Counts:
+    def common(self, shingles: Hashes, ends: Offsets, seen: Seen, first: int) -> Counts:
         """(text, reserved document, common shingles) where these are three quarters of the reserved document's.
 
         Args:
-            seen: int32[k], 0 at first: in which text each key was seen last.
-            first: the number of the first of these texts; one number a text, from 1.
+            shingles, ends: of texts, as stages/shingles.py gives them.
+            seen: int32[k] or longer, 0 at first: in which text each key was seen last.
+            first: the number of the first of these texts, from 1; a number that `seen` has met must not come again,
+                not with another index either.
         """
         limits = np.ceil(THRESHOLD * self.sizes).astype(np.int64)
         arrays = (self.keys, self.firsts, self.starts, self.documents, self.sieve, limits)
-        return _count(shingled.shingles, shingled.ends, *arrays, seen, first)
+        return _count(shingles, ends, *arrays, seen, first)
 
 
 def firsts_of(keys: Hashes) -> npt.NDArray[np.int32]:

@@ -15,8 +15,10 @@ from pipeline.params_view import resolved
 from pipeline.plan import SOURCES, on_disk, planned, stop_where_far_short
 from pipeline.recipes import read_recipe, recipe_names, settings_of
 from pipeline.smoke import override_params
+from stages.code.sections import read_sections
 from stages.errors import BadInput
 from stages.execution import n_cores
+from stages.params import ParamsFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +93,22 @@ def test_what_cannot_be_counted_is_said(root: Path) -> None:
     (root / "inputs" / "a.txt").write_text("x" * 1_000_000)
     (root / "inputs" / "b.jsonl.zst").write_bytes(b"x" * 1_000_000)
     assert planned(root, None).text_gb == pytest.approx(0.004)
+
+
+def test_pack_compares_all_text_with_each_group_of_reserved_text(root: Path) -> None:
+    """Within 2% of the record of 1 and of 4 GB, which had one and three groups; a smaller share is one group again."""
+    record = json.loads((ROOT / "benchmarks/records/2026-11-23-data.json").read_text())["stages"]["pack"]
+
+    def cpu_seconds(gb: int, share: float) -> float:
+        sections = read_sections(ParamsFile(root / "params.yaml"))
+        split = sections["split"].model_copy(update={"validation": share, "test": share})
+        download = sections["download"].model_copy(update={"source": "huggingface", "max_bytes": gb * 10**9})
+        plan = planning.make_plan(root, {**sections, "download": download, "split": split})
+        return next(step.hours for step in plan.steps if step.stage == "pack") * 3600 * plan.cores
+
+    assert cpu_seconds(1, 0.01) == pytest.approx(record["1"][2], rel=0.02)
+    assert cpu_seconds(4, 0.01) == pytest.approx(record["4"][2], rel=0.02)
+    assert cpu_seconds(4, 0.002) == pytest.approx(4 * record["1"][2], rel=0.02)
 
 
 def test_linked_files_are_counted_once(root: Path) -> None:

@@ -261,10 +261,15 @@ def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 4000)
     for workers, group_shingles in ((1, 1 << 22), (2, 500), (1, 1)):
         monkeypatch.setattr(leaks, "GROUP_SHINGLES", group_shingles)
+        monkeypatch.setattr(leaks, "HELD_SHINGLES", 1000)
         job = Job("pack", tmp_path, Execution(workers=workers, scratch=str(tmp_path / f"scratch{group_shingles}")))
         found = leaks.find_leaks(job, packed_parts(tmp_path))
         assert {leak.training_id: leak.jaccard for leak in found} == expected
         assert all(leak.training_id[1:] == leak.reserved_id[1:] for leak in found)
+        steps = job.store / "leaks", job.store / "index"
+        n_results, n_groups = (len(list(step.iterdir())) for step in steps)
+        assert n_results == 3, "one for each shard, however many groups there are"
+        assert (n_groups == 1) == (group_shingles > 500)
 
 
 def test_pack_counts_leaks_and_names_the_first(tmp_path, capsys):

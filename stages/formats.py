@@ -306,4 +306,7 @@ def _check_string(path: Path, column: str, kind: pa.DataType) -> None:
 
 
 def _no_column(place: str, column: str, names: list[str]) -> BadInput:
-    return BadInput(f"{place}: no column {column!r}; it has {', '.join(map(str, names))}; set download.text_column")
+    return BadInput(
+        f"{place}: no column {column!r}; it has {', '.join(map(str, names))}; set download.text_column, or `column` "
+        "where params.yaml names the file itself"
+    )

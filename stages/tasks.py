@@ -8,14 +8,17 @@ what was killed goes on where it stopped, and when one input file of a thousand 
     for folder in results(job, "sketch", write_sketches, tasks):   # in the order of the tasks
         ...
 
-A folder is filled beside and renamed, so it is whole or not there. Where tasks run is this module's
-secret: local processes now; an engine for many machines needs nothing but key, item and function.
+A folder is filled beside and renamed, so it is whole or not there. Its files may be those of the stage's outputs, by
+hard links, and somebody may write into these: each folder has a list of sizes and times, and a result that is no longer
+as it was made is made again. Where tasks run is this module's secret: local processes now; an engine for many machines
+needs nothing but key, item and function.
 Results of keys that are no longer asked for stay, least recently used first out, until all of a
 stage's take less than `execution.scratch_gb`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +30,8 @@ from stages.entry import Job, sync
 from stages.memory import release_freed
 from stages.progress import progress
 from stages.workers import ordered_map
+
+RECORD = "whole.json"  # in the folder of a result: what its files were when it was finished
 
 
 class Task(NamedTuple):
@@ -55,7 +60,9 @@ def results(job: Job, step: str, function: Function, tasks: Sequence[Task], unit
     for left in store.glob("*.partial"):
         if not _is_running(int(left.suffixes[-2][1:])):
             shutil.rmtree(left, ignore_errors=True)
-    missing = list({task.key: task for task in tasks if not (store / task.key).is_dir()}.values())
+    missing = list({task.key: task for task in tasks if not _is_whole(store / task.key)}.values())
+    for task in missing:
+        shutil.rmtree(store / task.key, ignore_errors=True)
     done = ordered_map(partial(_perform, function, store), missing, min(job.execution.n_workers(), len(missing)))
     waiting = {task.key for task in missing}
     release_freed()  # before workers inherit it
@@ -78,6 +85,8 @@ def _perform(function: Function, store: Path, task: Task) -> str:
         for path in partial_folder.rglob("*"):
             if path.is_file():
                 sync(path)
+        (partial_folder / RECORD).write_text(json.dumps(_stamps(partial_folder)))
+        sync(partial_folder / RECORD)
         try:
             partial_folder.rename(store / task.key)
         except OSError:
@@ -86,6 +95,21 @@ def _perform(function: Function, store: Path, task: Task) -> str:
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
     return task.key
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the result is there, with the files that it was finished with."""
+    try:
+        return bool(json.loads((folder / RECORD).read_bytes()) == _stamps(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Bytes and time of the last writing of each file."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.name != RECORD}
+    stats = {name: path.stat() for name, path in files.items() if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _is_running(process: int) -> bool:

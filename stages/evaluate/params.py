@@ -34,7 +34,7 @@ class TextFile(Section):
 
 
 class EvaluateParams(Section):
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["fp32", "bf16"] = "fp32"
     bootstrap_samples: int = Field(default=1000, ge=100)
     max_baseline_tokens: int = Field(default=20_000_000, ge=1)

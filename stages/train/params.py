@@ -16,7 +16,7 @@ OWN = re.compile(r"stages\.train\.[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
 class TrainParams(Section):
     objective: str = "causal"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     max_steps: int = Field(default=250, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
     optimizer: Literal["muon", "adamw", "lion", "adamw_8bit", "adamw_fp8", "lion_fp8"] = "muon"

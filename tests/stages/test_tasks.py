@@ -52,6 +52,22 @@ def test_only_what_is_missing_is_done(job: Job) -> None:
     assert done(job) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("damage", ["cut", "written over", "without its list"])
+def test_a_result_that_is_not_as_it_was_made_is_made_again(job: Job, damage: str) -> None:
+    squares(job, [12, 3])
+    folder = job.store / "squares" / job.key(12)
+    output = job.root / "output"
+    link_file(folder / "square", output)  # as stages publish results: who writes there writes into both
+    if damage == "cut":
+        os.truncate(output, 1)
+    elif damage == "written over":
+        output.write_text("999")
+    else:
+        (folder / "whole.json").unlink()
+    assert squares(job, [12, 3]) == [144, 9]
+    assert done(job) == [3, 12, 12]
+
+
 def test_a_task_that_fails_leaves_nothing_and_the_others_stay(job: Job) -> None:
     with pytest.raises(ValueError, match="thirteen"):
         squares(job, [1, 13])
@@ -87,11 +103,11 @@ def test_the_store_is_trimmed_by_last_use_and_links_cost_nothing(job: Job) -> No
     squares(job, [1, 2, 3])
     folders = {number: job.store / "squares" / job.key(number) for number in (1, 2, 3)}
     for folder in folders.values():
-        (folder / "square").write_bytes(b"x" * 100)
+        (folder / "square").write_bytes(b"x" * 10_000)
     link_file(folders[2] / "square", job.root / "published")
     for age, number in enumerate((3, 2, 1)):
         os.utime(folders[number], (1e9 - age, 1e9 - age))
-    trim(job.store, 100)
+    trim(job.store, 11_000)  # beside the lists of what they hold
     assert [folder.is_dir() for folder in folders.values()] == [False, True, True]
 
 

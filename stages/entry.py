@@ -308,10 +308,14 @@ def scratch_root(root: Path) -> Path:
     return Path(os.environ.get("DVC_ROOT") or root) / ".dvc" / "tmp" / "millrace"
 
 
+RECORD = "whole.json"  # in a folder of results: sizes and times of its files (stages/tasks.py), which are no content
+
+
 def content_hash(path: Path) -> str:
     """A hash of a file, or of the names and contents below a folder."""
     if path.is_dir():
-        parts = [f"{p.relative_to(path)}:{content_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != RECORD)
+        parts = [f"{p.relative_to(path)}:{content_hash(p)}" for p in files]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
     state = xxhash.xxh3_128()
     with path.open("rb") as file:

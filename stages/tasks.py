@@ -26,12 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.entry import Job, sync
+from stages.entry import RECORD, Job, sync
 from stages.memory import release_freed
 from stages.progress import progress
 from stages.workers import ordered_map
-
-RECORD = "whole.json"  # in the folder of a result: what its files were when it was finished
 
 
 class Task(NamedTuple):

@@ -1,7 +1,7 @@
 """What is done to a model before it trains, in this order. None of it changes what is computed beyond rounding
 but the 8-bit products, which are asked for by `train.precision`.
 
-    1. float8        linear layers of blocks multiply in 8 bits        float8.py
+    1. float8        linear layers of blocks multiply in 8 bits        float8.py, float8_mlp.py
     2. fused         products and what follows them in one kernel      fused.py, fused_mlp.py, scaled_cross_entropy.py
     3. activations   blocks keep less for their backward pass          activations.py
     4. objective     the loss, whole or in chunks of tokens            objective.py, cross_entropy.py
@@ -20,13 +20,15 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from model.decoder import Decoder
-from stages.errors import BadInput
+from stages.errors import BadInput, Failed
 from stages.execution import Execution
 from stages.progress import say
 from stages.train import feasible
 from stages.train.activations import checkpoint_activations
 from stages.train.exchange import Exchange, InParts, Summed, begin_alike
 from stages.train.float8 import check_device, convert_to_float8
+from stages.train.float8_mlp import join_mlps, part_mlps
+from stages.train.float8_trial import broken_casts, broken_mlps
 from stages.train.fused import tell_fused, wants_fused
 from stages.train.fused_mlp import fuse_mlps
 from stages.train.micro_step import EagerMicroStep, GraphedMicroStep, MicroStep
@@ -51,8 +53,7 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     if params.precision == "fp8":
         check_device(ranks.device)
         names = convert_to_float8(model, params.fp8_scaling, params.fp8_min_width, sharded)
-        if ranks.first:
-            say(f"train: {len(names)} linear layers multiply in 8 bits ({params.fp8_scaling})")
+        join_in_float8(model, len(names), params, ranks)
     compiled = wants_compile(execution, ranks)
     fused = wants_fused(model, params, execution, ranks, compiled)
     # Selective checkpointing keeps whole results of operators, so that h of a fused MLP would stay.
@@ -78,6 +79,25 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     elif ranks.world > 1:
         begin_alike(model)
     return objective
+
+
+def join_in_float8(model: Decoder, n_layers: int, params: TrainParams, ranks: Ranks) -> None:
+    """Has MLPs stay in 8 bits where the kernels for it compute rightly, and says what multiplies in them.
+
+    Raises:
+        Failed: not even the cast does.
+    """
+    if broken := broken_casts(ranks.device):
+        raise Failed(f"casts to 8 bits do not work here: {broken}; set train.precision to bf16")
+    joined = join_mlps(model)
+    broken = broken_mlps(model, ranks.device)
+    if broken:
+        part_mlps(model)
+    if ranks.first:
+        stay = f"; {joined} MLPs stay in them" if joined and not broken else ""
+        say(f"train: {n_layers} linear layers multiply in 8 bits ({params.fp8_scaling}){stay}")
+        if broken:
+            say(f"train: MLPs go layer by layer: {broken}")
 
 
 def wants_compile(execution: Execution, ranks: Ranks) -> bool:

@@ -141,13 +141,16 @@ def check_kernels(kernels) -> None:
                 strict=True,
             ),
         ]
-        for found, expected in pairs:
+        for name, (found, expected) in zip(("h", "p'", "p' transposed", "h transposed"), pairs, strict=True):
             found, expected = found.cpu().float(), expected.float()
             differ = found != expected
+            # Where the derivative of gelu ends, torch's has lost all its digits.
+            differ &= (found - expected).abs() > 1e-5 * expected.abs().max()
             if DEVICE == "cpu":
                 exponent = expected.abs().log2()
                 differ &= (exponent > -6) & ((exponent != exponent.round()) | (found * 2 != expected))
-            assert float(differ.float().mean()) < 1e-3, kind
+            wrong = list(zip(found[differ][:9].tolist(), expected[differ][:9].tolist(), strict=True))
+            assert float(differ.float().mean()) < 1e-3, f"{kind} {name}: {int(differ.sum())} {wrong}"
         broken = p.clone()
         broken[3, 5] = float("nan")
         assert kernels.look(broken, None, kind).isnan() and kernels.look(broken, dh, kind).isnan()
@@ -157,7 +160,7 @@ def test_kernels_compute_what_torch_does() -> None:
     pytest.importorskip("triton")
     environment = os.environ | ({} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"})
     made = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
+    assert made.returncode == 0, made.stderr[-1000:]
 
 
 TYPES = {"p_ptr": "*bf16", "dh_ptr": "*bf16", "h_ptr": "*fp8e4nv", "h_t_ptr": "*fp8e4nv", "dp_ptr": "*fp8e5",

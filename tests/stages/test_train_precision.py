@@ -342,6 +342,8 @@ def test_a_graph_that_makes_its_gradients_leaves_none_of_the_step_before(packed)
     batches.close()
     model = Decoder(dataclasses.replace(MODEL, hidden_size=64, n_kv_heads=4), rows.vocab_size, rows.context_length)
     model.initialise(torch.Generator().manual_seed(0))
+    for parameter in model.parameters():  # outputs that are not zero, so that every gradient is one
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     model.cuda()
     objective = prepare(model, TrainParams(precision="bf16"), Execution(tracking=False), Ranks(0, 1, "cuda"))
     made, plain = GraphedMicroStep(objective, "cuda", "bf16", 8, True), EagerMicroStep(objective, "cuda", "bf16")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from model.decoder import Decoder
 from stages.tokens import IGNORED_LABEL
+from stages.train.activations import is_compiled_inside
 from stages.train.cross_entropy import LossTerms, chunked_cross_entropy
 from stages.train.scaled_cross_entropy import scaled_cross_entropy, suits
 
@@ -80,6 +81,8 @@ def compile_parts(model: Decoder, objective: nn.Module, sharded: bool = False) -
     that are `sharded`, which stands in hooks around a block's forward.
     """
     for block in model.blocks:
+        if is_compiled_inside(block):
+            continue
         if sharded:
             block.forward = torch.compile(block.forward, dynamic=False)
         else:

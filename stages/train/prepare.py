@@ -24,7 +24,7 @@ from stages.errors import BadInput, Failed
 from stages.execution import Execution
 from stages.progress import say
 from stages.train import feasible
-from stages.train.activations import checkpoint_activations
+from stages.train.activations import checkpoint_activations, is_compiled_inside
 from stages.train.exchange import Exchange, InParts, Summed, begin_alike
 from stages.train.float8 import check_device, convert_to_float8
 from stages.train.float8_mlp import join_mlps, part_mlps
@@ -58,7 +58,8 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     fused = wants_fused(model, params, execution, ranks, compiled)
     # Selective checkpointing keeps whole results of operators, so that h of a fused MLP would stay.
     n_fused = fuse_mlps(model) if fused and execution.activation_checkpointing != "selective" else 0
-    checkpoint_activations(model, execution.activation_checkpointing, compiled)
+    own_functions = params.precision == "fp8" or n_fused > 0
+    checkpoint_activations(model, execution.activation_checkpointing, compiled, own_functions)
     chunk = execution.loss_chunk_tokens
     if chunk == "auto":
         chunk = LOSS_CHUNK_TOKENS[torch.device(ranks.device).type]
@@ -115,6 +116,9 @@ def micro_step(
         BadInput: CUDA graphs are asked for where they cannot be.
     """
     reason = feasible.no_graph_of(model.config, params) or no_graph_here(execution, ranks)
+    if not reason and any(map(is_compiled_inside, model.blocks)):
+        kind = execution.activation_checkpointing
+        reason = f"execution.activation_checkpointing {kind} has not been tried in graphs with fp8 or fused MLPs"
     if execution.cuda_graphs is True and reason:
         raise BadInput(f"params.yaml: execution.cuda_graphs is true, but {reason}; set it to auto")
     if execution.cuda_graphs is False or reason:

@@ -1,6 +1,7 @@
 """Half and 8-bit precision, checkpointing and graphs: near what is exact, and refused where they cannot be."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from stages.errors import BadInput, Failed
 from stages.execution import Execution
 from stages.tokens import TokenRows
 from stages.train import feasible, float8
-from stages.train.activations import checkpoint_activations
+from stages.train.activations import checkpoint_activations, is_compiled_inside
 from stages.train.cross_entropy import LossTerms
 from stages.train.fitting import micro_batch_rows, useful_rows
 from stages.train.float8 import Float8Linear, convert_to_float8
-from stages.train.objective import CausalObjective, autocast
+from stages.train.float8_mlp import join_mlps
+from stages.train.objective import CausalObjective, autocast, compile_parts
 from stages.train.optimizers import Optimizers
 from stages.train.params import TrainParams
 from stages.train.parts import stored
@@ -368,3 +370,40 @@ def test_8_bit_kernels_run():
     names = " ".join(event.key for event in profile.key_averages())
     assert "qqtst" in names or "e4m3" in names or "fp8" in names.lower(), names
     assert torch.float8_e4m3fn == float8.FORWARD
+
+
+@pytest.mark.parametrize("kind", ["full", "every_2"])
+@pytest.mark.parametrize("name", ["llama", "experts"])
+def test_compiled_blocks_with_functions_of_ours_are_computed_again_as_a_whole(name, kind, monkeypatch):
+    """Whatever the compiler would keep of 8-bit layers: a block keeps its input alone, and gradients are the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = dataclasses.replace(ARCHITECTURES[name], hidden_size=64, intermediate_size=96, n_kv_heads=4)
+    found, keeps = [], []
+    for checkpointing in ("none", kind):
+        torch._dynamo.reset()
+        model = Decoder(config, 64, 16)
+        model.initialise(torch.Generator().manual_seed(0))
+        for parameter in model.parameters():  # outputs that are not zero
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        convert_to_float8(model.train(), "tensorwise", narrowest=64)
+        join_mlps(model)
+        checkpoint_activations(model, checkpointing, compiled=True, own_functions=True)
+        assert [is_compiled_inside(block) for block in model.blocks] == [
+            checkpointing != "none" and (number % 2 == 0 or kind == "full") for number in range(len(model.blocks))
+        ]
+        compile_parts(model, objective := CausalObjective(model))
+        kept: list[torch.Tensor] = []
+        row = torch.randint(0, 64, (3, 17), generator=torch.Generator().manual_seed(2))
+        positions = torch.arange(16).expand(3, 16)
+        with (
+            autocast("cpu", "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t),
+        ):
+            loss, _ = objective(row[:, :-1], row[:, 1:], torch.zeros_like(positions), positions)
+        loss.backward()
+        counts = [module.counts.clone() for module in model.modules() if hasattr(module, "counts")]
+        found.append([loss.detach(), *(parameter.grad for parameter in model.parameters()), *counts])
+        keeps.append(sum(t.dtype in (float8.FORWARD, float8.BACKWARD) for t in kept))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert keeps[0] > 0 and keeps[1] == (0 if kind == "full" else keeps[0] // 2)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from stages import formats
 from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.inputs import problem_of_inputs
 from stages.workers import ordered_map
 
 KINDS = {
@@ -84,8 +85,10 @@ def find_files(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], l
     """The files of documents in the order of their names, and the names of files of other kinds.
 
     Raises:
-        BadInput: `inputs` does not exist.
+        BadInput: `inputs` does not exist, or holds what cannot be read (stages/inputs.py).
     """
+    if problem := problem_of_inputs(inputs):
+        raise BadInput(problem)
     if inputs.is_file():
         found = [SourceFile(inputs, inputs.name)]
     elif inputs.is_dir():

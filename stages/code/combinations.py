@@ -19,6 +19,7 @@ from stages.checkpoint import named, wrong_sha256
 from stages.errors import BadInput
 from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.gguf_names import problem_of_learned, problem_of_model, problem_of_tokenizer
+from stages.inputs import problem_of_inputs
 from stages.params import ParamsFile
 from stages.train.feasible import infeasible
 from stages.train.params import NOT_THERE, run_and_step
@@ -32,7 +33,9 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     """
     by_section = (check(sections) for check in CHECKS)
     root = params.path.parent
-    with_files = (check(sections, root) for check in (initial_weights, further_texts, readable_by_llama_cpp))
+    with_files = (
+        check(sections, root) for check in (readable_inputs, initial_weights, further_texts, readable_by_llama_cpp)
+    )
     for keys, problem in itertools.chain(*by_section, *with_files):
         raise params.fail(keys, problem)
 
@@ -64,6 +67,12 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 near = difflib.get_close_matches(name.lower(), known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
+
+
+def readable_inputs(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """DVC reads all of `download.inputs`, whatever the source is."""
+    if problem := problem_of_inputs(root / sections["download"].inputs):
+        yield ["download", "inputs"], problem
 
 
 def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ from stages.entry import Job, write_json
 from stages.errors import BadInput
 from stages.formats import parquet_cuts
 from stages.pieces import PIECE_BYTES, groups, ranges
-from stages.progress import say
+from stages.progress import counted, say
 from stages.sources import Part, SourceFile, check_unchanged, read_manifest
 from stages.splits import SplitParams
 from stages.store import link_file
@@ -64,7 +64,10 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
     write_json(job.staging / "samples.json", samples)
     write_json(job.staging / "metrics.json", dict(counts))
     dropped = {rule: counts[f"dropped.{rule}"] for rule in (*RULES, LANGUAGE) if counts[f"dropped.{rule}"]}
-    say(f"clean: kept {counts['documents_out']:,} of {counts['documents_in']:,} documents; dropped {dropped or 'none'}")
+    nul = counts["documents_with_nul"]
+    removed = f"; took NUL characters out of {counted(nul, 'document')}" if nul else ""
+    kept = f"kept {counts['documents_out']:,} of {counted(counts['documents_in'], 'document')}"
+    say(f"clean: {kept}; dropped {dropped or 'none'}{removed}")
 
 
 def tasks(

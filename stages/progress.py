@@ -16,11 +16,6 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
-    """`1 file`, `2,000 files`; other plurals are said: `counted(2, "copy", "copies")`."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
-
-
 @contextmanager
 def progress(label: str, total: float | None, unit: str, scale: bool = False) -> Iterator[tqdm]:
     """A bar to be moved with `.update(n)`; `scale` prints 1.2M for 1,200,000.

@@ -101,9 +101,9 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
     from stages.download.params import DownloadParams
     from stages.execution import Execution
     from stages.params import ParamsFile
-    from stages.progress import counted
     from stages.sources import find_files
     from stages.sources import validate as checked
+    from stages.wording import counted
 
     root = _root()
     params = ParamsFile(root / "params.yaml")

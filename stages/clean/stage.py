@@ -26,11 +26,12 @@ from stages.entry import Job, write_json
 from stages.errors import BadInput
 from stages.formats import parquet_cuts
 from stages.pieces import PIECE_BYTES, groups, ranges
-from stages.progress import counted, say
+from stages.progress import say
 from stages.sources import Part, SourceFile, check_unchanged, read_manifest
 from stages.splits import SplitParams
 from stages.store import link_file
 from stages.tasks import Task, results
+from stages.wording import counted
 
 SAMPLES_OF_RULE = 5
 

@@ -6,6 +6,7 @@ judge alone stands in its schema.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import itertools
@@ -34,7 +35,8 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     by_section = (check(sections) for check in CHECKS)
     root = params.path.parent
     with_files = (
-        check(sections, root) for check in (readable_inputs, initial_weights, further_texts, readable_by_llama_cpp)
+        check(sections, root)
+        for check in (readable_inputs, known_sources, initial_weights, further_texts, readable_by_llama_cpp)
     )
     for keys, problem in itertools.chain(*by_section, *with_files):
         raise params.fail(keys, problem)
@@ -73,6 +75,19 @@ def readable_inputs(sections: Mapping[str, Any], root: Path) -> Iterator[Problem
     """DVC reads all of `download.inputs`, whatever the source is."""
     if problem := problem_of_inputs(root / sections["download"].inputs):
         yield ["download", "inputs"], problem
+
+
+def known_sources(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """The sources of one's own files are known by their names; of others pack finds out before it begins."""
+    download, pack = sections["download"], sections["pack"]
+    if not pack.mixture or download.source != "files":
+        return
+    from stages.sources import find_files
+
+    with contextlib.suppress(BadInput):  # the stage download says what is wrong with them
+        known = {file.source for file in find_files(root / download.inputs, download.include)[0]}
+        if known and (problem := pack.unknown_source(known)):
+            yield ["pack", "mixture"], f"no file in {download.inputs} is of the source {problem}"
 
 
 def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
 from stages.pack.leaks import Leak, find_leaks
-from stages.pack.mixture import Copies, copies_of
+from stages.pack.mixture import Copies, copies_of, refuse_unknown_sources
 from stages.pack.params import PackParams
 from stages.pack.record import Record
 from stages.pack.reserved import THRESHOLD
@@ -41,7 +41,7 @@ def run(job: Job, pack: PackParams) -> None:
     """Writes train, validation and test, documents (what became of each), and metrics.json.
 
     Raises:
-        BadInput: a split without a document, or an input that cannot be used.
+        BadInput: a split without a document, a mixture of sources that are not there, or an input that cannot be used.
     """
     path = job.root / "data/tokenizer/tokenizer.json"
     tokenizer = load_tokenizer(path)
@@ -50,6 +50,7 @@ def run(job: Job, pack: PackParams) -> None:
     file = TokenizerFile(path, file_sha256(path), dtype)
     work = job.staging / "work"
     parts = kept_parts(job.root / "data/clean/documents", job.root / "data/dedup/keep.parquet")
+    refuse_unknown_sources(parts, pack)
     encoded = encode_parts(job, parts, file)
     contaminated = list(find_contaminated(job, parts, pack.decontaminate, pack.decontaminate_ngram, work / "ngrams"))
     leaks = find_leaks(job, parts)

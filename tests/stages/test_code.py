@@ -167,6 +167,19 @@ def test_a_training_that_no_machine_could_do_is_refused_before_any_work(
         run(Job("code", copy))
 
 
+def test_a_source_that_no_file_has_is_refused_before_any_work(copy: Path) -> None:
+    for name in ("wiki/a.txt", "news/b.jsonl"):
+        (copy / "inputs" / name).parent.mkdir(parents=True)
+        (copy / "inputs" / name).write_text("text")
+    edit_params(copy, "download", source="files")
+    edit_params(copy, "pack", mixture={"wiki": 2.0, "mews": 0.5})
+    problem = (
+        r"params.yaml:\d+: pack.mixture: no file in inputs is of the source 'mews'; did you mean news\? There are news"
+    )
+    with pytest.raises(BadInput, match=problem):
+        run(Job("code", copy))
+
+
 def test_unknown_and_missing_sections_are_refused(copy: Path) -> None:
     text = (copy / "params.yaml").read_text()
     (copy / "params.yaml").write_text(text + "\ntrian:\n  lr: 1\n")

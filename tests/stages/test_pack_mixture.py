@@ -155,6 +155,12 @@ def test_an_impossible_mixture_is_refused(root: Path, mixture: dict[str, float],
         packed(root, mixture=mixture)
 
 
+def test_an_unknown_source_is_refused_before_anything_is_encoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.pack.stage.encode_parts", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(BadInput, match="pack.mixture: no training document has the source 'evn'; did you mean even"):
+        packed(root, mixture={"odd": 2, "evn": 2})
+
+
 @pytest.mark.parametrize("value", [{"a": -1}, {"a": float("nan")}, {"a": "2"}, {"a": 5000}])
 def test_repeats_are_numbers(value: dict) -> None:
     with pytest.raises(ValueError, match="mixture"):

@@ -59,6 +59,17 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield keys, problem
 
 
+def sinks_within_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sinks are few first tokens beside a window; as many as a row has would be no window at all."""
+    model, context = sections["model"], sections["pack"].context_length
+    if "swa" in model.kinds and model.sink_tokens >= context:
+        yield (
+            ["model", "sink_tokens"],
+            f"{model.sink_tokens} are all of a row of pack.context_length {context}, so no window would hide anything; "
+            "set it to a few, such as 4, or leave swa out of layer_pattern",
+        )
+
+
 def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Norms, MLPs and attentions are built in, or stand below model/ (which stages/code/parts.py looks up)."""
     model = sections["model"]
@@ -172,6 +183,7 @@ def readable_by_llama_cpp(sections: Mapping[str, Any], root: Path) -> Iterator[P
 
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
     whole_rows,
+    sinks_within_rows,
     built_in_parts,
     resumed_checkpoint,
     feasible_training,

@@ -46,6 +46,12 @@ def infeasible(
         yield from _on_cpu(train, execution)
     if execution.cuda_graphs is True and (reason := no_graph_of(model, train)):
         yield Infeasible(["execution", "cuda_graphs"], f"true, but {reason}; set it to auto")
+    if (kind := execution.activation_checkpointing).startswith("every_"):
+        every = int(kind.removeprefix("every_"))
+        if every > model.n_layers:
+            problem = f"{kind}, but the model has {model.n_layers} layers, of which it would be the first alone"
+            keys = ["execution", "activation_checkpointing"]
+            yield Infeasible(keys, f"{problem}; set it to every_{model.n_layers} or less, full, selective or none")
     if execution.sharding == "full" and execution.n_processes > 1:
         problem = not_in_parts(model, train, execution, rows_per_step, execution.n_processes)
         if problem:

@@ -151,6 +151,14 @@ def test_bad_params_of_any_section_stop_before_any_work(copy: Path, section: str
         ),
         ({"execution": {"device": "cpu", "attention_backend": "fa4"}}, "attention_backend: fa4 runs on GPUs only"),
         ({"execution": {"device": "cpu", "cuda_graphs": True}}, "execution.cuda_graphs: true, but execution.device is"),
+        (
+            {"execution": {"activation_checkpointing": "every_99"}},
+            "activation_checkpointing: every_99, but the model has 3 layers, .* set it to every_3 or less, full,",
+        ),
+        (
+            {"model": {"layer_pattern": "swa", "sink_tokens": 256}},
+            "model.sink_tokens: 256 are all of a row of pack.context_length 256, so no window .* set it to a few",
+        ),
         ({"model": {"dropout": 0.1}, "execution": {"cuda_graphs": True}}, "cuda_graphs: true, but what model.dropout"),
         (
             {"train": {"optimizer": "adamw_8bit"}, "execution": {"sharding": "full", "n_processes": 2}},

@@ -149,7 +149,10 @@ def test_bad_params_of_any_section_stop_before_any_work(copy: Path, section: str
             {"train": {"precision": "fp8", "fp8_min_width": 64}, "execution": {"device": "cpu"}},
             "train.precision: fp8 needs a GPU, but execution.device is cpu",
         ),
-        ({"execution": {"device": "cpu", "attention_backend": "fa4"}}, "attention_backend: fa4 runs on GPUs only"),
+        (
+            {"execution": {"device": "cpu", "attention_backend": "fa4"}},
+            "attention_backend: fa4 runs on GPUs .*; set it to auto$",
+        ),
         ({"execution": {"device": "cpu", "cuda_graphs": True}}, "execution.cuda_graphs: true, but execution.device is"),
         (
             {"execution": {"activation_checkpointing": "every_99"}},

@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 
 from stages.errors import BadInput
+from stages.wording import counted
 
 KEPT = ("--workspace", "--all-branches", "--all-tags", "--rev", "HEAD", "--all-experiments")
 REMOVING = re.compile(r"Removing (/.+)$", re.MULTILINE)
@@ -106,7 +107,8 @@ def tell(root: Path, cache: Sequence[Garbage], scratch: Sequence[Garbage]) -> No
     for folder, steps in kept_to_branch(root):
         click.echo(f"{'stays':>9}  {shown(folder, root)}  (finished; checkpoints of step {steps} are published nowhere "
                    f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
-    click.echo(f"{size(sum(one.n_bytes for one in cache)):>9}  DVC cache: {len(cache)} files that nothing kept names")
+    files = counted(len(cache), "file")
+    click.echo(f"{size(sum(one.n_bytes for one in cache)):>9}  DVC cache: {files} that nothing kept names")
     for line in not_looked_at(root):
         click.echo(line)
 
@@ -250,7 +252,7 @@ def why_dead(folder: Path, days: float) -> str:
         return "" if unpublished(folder) else "finished and published"
     newest = max((path.lstat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
     age = (time.time() - newest) / DAY
-    return f"unpublished, untouched for {age:.0f} days" if age >= days else ""
+    return f"unpublished, untouched for {counted(round(age), 'day')}" if age >= days else ""
 
 
 def shown(path: Path, root: Path) -> Path:

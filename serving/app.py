@@ -32,6 +32,7 @@ from serving.metrics import Metrics
 from serving.request import Piece, Request
 from serving.worker import Busy, Down, Worker
 from stages.exported import Exported, NoTemplate
+from stages.wording import counted
 
 PAGE = Path(__file__).with_name("page.html")
 DEFAULT_TOKENS = 128  # of a text completion that says nothing; OpenAI's 16 is a surprise to most
@@ -206,7 +207,7 @@ class Service:
             room = length - len(prompt)
             wanted = most or (room if all_that_fits else min(DEFAULT_TOKENS, room))
             if room < 1 or wanted > room:
-                asked = f"{len(prompt)} tokens of prompt" + (f" and {most} to write" if most else "")
+                asked = f"{counted(len(prompt), 'token')} of prompt" + (f" and {most} to write" if most else "")
                 raise Refused(400, f"the context is {length} tokens, and this asks for {asked}; shorten it",
                               "max_tokens" if room > 0 else "prompt", "context_length_exceeded")  # fmt: skip
             first = Request(tuple(prompt), wanted, body.sampling(), seed, self.exported.ends, tuple(body.stop), top)

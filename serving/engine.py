@@ -39,6 +39,7 @@ from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
 from stages.errors import BadInput
+from stages.wording import counted
 
 log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
@@ -114,8 +115,8 @@ class Engine:
             raise ValueError("a request needs a prompt and at least one token to write")
         if len(request.prompt) + request.max_tokens > self.reader.capacity:
             raise ValueError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} to write do not fit the context of "
-                f"{self.reader.capacity}"
+                f"{counted(len(request.prompt), 'token')} of prompt and {request.max_tokens} to write do not fit "
+                f"the context of {self.reader.capacity}"
             )
         generator = torch.Generator().manual_seed(request.seed)
         running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator, next(self._arrivals))

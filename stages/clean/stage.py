@@ -115,8 +115,8 @@ def check_counts(counts: Counter[str], split: SplitParams) -> None:
     for name, fraction in (("validation", split.validation), ("test", split.test)):
         if not counts[f"documents_{name}"]:
             raise BadInput(
-                f"split.{name} {fraction:g} of {kept} documents reserved none for {name}; raise split.{name}, for "
-                f"example to {min(0.2, max(2 * fraction, 10 / kept)):.2g}, or take more documents"
+                f"split.{name} {fraction:g} of {counted(kept, 'document')} reserved none for {name}; raise "
+                f"split.{name}, for example to {min(0.2, max(2 * fraction, 10 / kept)):.2g}, or take more documents"
             )
     if kept == counts["documents_validation"] + counts["documents_test"]:
-        raise BadInput(f"all {kept} documents are reserved, none is left to train on; take more documents")
+        raise BadInput(f"every one of {counted(kept, 'document')} is reserved, none is left to train on; take more")

@@ -24,6 +24,7 @@ from stages.inputs import problem_of_inputs
 from stages.params import ParamsFile
 from stages.train.feasible import infeasible
 from stages.train.params import NOT_THERE, run_and_step
+from stages.wording import counted
 
 
 def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
@@ -53,7 +54,7 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield keys, f"{tokens} is no multiple of pack.context_length {context}; the nearest are {nearest}"
     elif tokens // context < processes:
         problem = (
-            f"{tokens} tokens are {tokens // context} rows of pack.context_length {context}, fewer than "
+            f"{tokens} tokens are {counted(tokens // context, 'row')} of pack.context_length {context}, fewer than "
             f"execution.n_processes {processes}; use {processes * context} or more, or fewer processes"
         )
         yield keys, problem

@@ -35,6 +35,7 @@ from stages.progress import say
 from stages.splits import SPLITS, Split
 from stages.tokens import token_dtype
 from stages.vocabulary import load_tokenizer, roles_of
+from stages.wording import counted
 
 
 def run(job: Job, pack: PackParams) -> None:
@@ -111,7 +112,7 @@ def taken(encoded: EncodedParts, split: Split, copies: Sequence[Copies] | None) 
 def refuse_empty(split: Split, n_documents: int, n_left_out: int) -> None:
     if n_left_out and not n_documents:
         raise BadInput(
-            f"pack.mixture and pack.decontaminate leave none of {n_left_out} training documents; loosen them"
+            f"pack.mixture and pack.decontaminate leave none of {counted(n_left_out, 'training document')}; loosen them"
         )
     if not n_documents:
         mend = "loosen clean or dedup" if split == "train" else f"raise split.{split} or take more documents"
@@ -123,6 +124,6 @@ def warn_of(leaks: list[Leak]) -> None:
     if leaks:
         first = ", ".join(f"{leak.training_id} ~ {leak.reserved_id} ({leak.jaccard:.2f})" for leak in leaks[:3])
         say(
-            f"pack: warning: {len(leaks)} training documents nearly repeat a reserved one (Jaccard {THRESHOLD} or "
-            f"more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
+            f"pack: warning: {counted(len(leaks), 'near-repeat')} of reserved documents in train (Jaccard {THRESHOLD} "
+            f"or more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
         )

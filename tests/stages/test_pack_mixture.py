@@ -179,7 +179,7 @@ def test_training_documents_with_evaluation_text_go_and_are_told(root: Path, cap
     assert json.loads((out / "metrics.json").read_text())["contaminated_documents"] == 1
     assert not any("Danube" in text for text in texts(root)) and len(texts(root)) == 59
     assert any("Passau" in text for text in texts(root, "validation")), "reserved text is never removed"
-    assert "questions.jsonl: 5 13-grams of 2 texts; 1 are shorter than 13 words" in capsys.readouterr().out
+    assert "questions.jsonl: 5 13-grams of 2 texts; 1 of less than 13 words can find nothing" in capsys.readouterr().out
     (record,) = pq.read_table(out / "documents/contaminated.parquet").to_pylist()
     assert record["id"] == "d3" and record["file"] == "questions.jsonl" and record["ngrams"] == 2
     assert record["first"] == "which of the three old rivers that meet below the town of passau"

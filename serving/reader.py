@@ -107,6 +107,16 @@ class Reader:
         rows = torch.arange(len(pieces), device=self.device)
         return self.model.logits(hidden_BTC[rows, last][:, None])[:, 0]
 
+    @torch.inference_mode()
+    def read(self, row: int, piece: Sequence[int], start: int) -> Tensor:
+        """Reads tokens that begin at position `start` into a row. The hidden states behind each, [T, C]."""
+        return self._read(row, [piece], [start])[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """Of hidden states, [T, V]."""
+        return self.model.logits(hidden_TC[None])[0]
+
     def _read(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         """The hidden states behind each token, [B, T, C]; shorter pieces are padded."""
         sizes = [len(piece) for piece in pieces]

@@ -39,6 +39,7 @@ help:  ## this list
 setup: $(VENV)/.installed  ## make .venv, install everything, choose how DVC links files
 
 repro: setup  ## run the pipeline, or what has changed of it (params.yaml, dvc.yaml)
+	@python -m stages.inputs  # what DVC would stumble over without saying what it is
 	dvc repro
 
 test: setup  ## run the tests, a file at a time on each core

@@ -123,13 +123,14 @@ def choose(case: Case, wanted: str = "auto") -> str:
     """The backend for a case.
 
     Raises:
-        ValueError: the one asked for cannot do it, and why.
+        ValueError: the one asked for cannot do it, why, and the mend.
     """
     if wanted != "auto":
         if wanted not in NAMES:
             raise ValueError(f"attention_backend {wanted!r} is unknown; there are auto, {', '.join(NAMES)}")
         if reason := unfit(wanted, case):
-            raise ValueError(f"attention_backend {wanted}: {reason}")
+            mend = "" if "; " in reason else "; set it to auto"
+            raise ValueError(f"attention_backend {wanted}: {reason}{mend}")
         return wanted
     return next(name for name in preference(case) if not unfit(name, case))
 

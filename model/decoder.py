@@ -25,7 +25,6 @@ from model.context import EVERYTHING, Context, Mask, Places, Reach
 from model.experts import Experts
 from model.parts import attention_of, mlp_of, norm_of
 from model.rotary import rotation
-from model.wide import NARROW, wide_product
 
 LOGIT_STD = 0.4  # of the first logits, at most, under a head of its own
 TIED_LOGIT = 4.0  # the first logit of a token for itself, at most, where embedding and head are one
@@ -199,8 +198,6 @@ class Decoder(nn.Module):
     def head_product(self, hidden_BTC: Tensor) -> Tensor:
         """A number for every row of the head, padded ones too."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        if weight.dtype in NARROW and hidden_BTC.dtype == torch.float32:  # of a widened decoder
-            return wide_product(hidden_BTC, weight)
         return hidden_BTC @ weight.t()
 
     def forward(

@@ -49,7 +49,7 @@ class Sampling:
         for name, wrong, range in (
             ("temperature", not 0 <= self.temperature < math.inf, "at least 0"),
             ("top_k", self.top_k < 0, "at least 0; 0 cuts nothing off"),
-            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_p", not 0 <= self.top_p <= 1, "at least 0, which leaves the most probable, and at most 1"),
             ("min_p", not 0 <= self.min_p <= 1, "at least 0 and at most 1"),
             ("repetition_penalty", not 0.01 <= self.repetition_penalty < math.inf, "at least 0.01; 1 is none"),
             ("presence_penalty", not abs(self.presence_penalty) <= 2, "within -2 and 2"),

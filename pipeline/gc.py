@@ -2,7 +2,7 @@
 
     cache      what neither the workspace, a branch, a tag, HEAD nor an experiment names (`dvc gc` underneath), also
                those of other git worktrees that share the cache, and of registered models with an alias
-    scratch    finished work, which has been published; unfinished work that nobody has touched for a week; copies
+    scratch    published work; other work that nobody has touched for a week; copies
                and worktrees that killed experiments left
 
 Of `execution.scratch`, which may be a folder with work of others, only folders of stages are looked at.
@@ -24,6 +24,7 @@ from pathlib import Path
 import click
 
 from stages.errors import BadInput
+from stages.wording import counted
 
 KEPT = ("--workspace", "--all-branches", "--all-tags", "--rev", "HEAD", "--all-experiments")
 REMOVING = re.compile(r"Removing (/.+)$", re.MULTILINE)
@@ -49,7 +50,9 @@ class Garbage:
     help="The DVC cache lies outside this repository: free it all the same. What other clones that use it need, and "
     "this one does not name, is lost to them.",
 )
-@click.option("--days", default=7.0, show_default=True, help="Unfinished work stays for so long after its last change.")
+@click.option(
+    "--days", default=7.0, show_default=True, help="Unpublished work stays for so long after its last change."
+)
 def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
     """Frees cache that no kept experiment, branch, tag or workspace needs, and scratch that is done with.
 
@@ -104,7 +107,8 @@ def tell(root: Path, cache: Sequence[Garbage], scratch: Sequence[Garbage]) -> No
     for folder, steps in kept_to_branch(root):
         click.echo(f"{'stays':>9}  {shown(folder, root)}  (finished; checkpoints of step {steps} are published nowhere "
                    f"else: `millrace checkpoints prune {folder.name}` removes them)")  # fmt: skip
-    click.echo(f"{size(sum(one.n_bytes for one in cache)):>9}  DVC cache: {len(cache)} files that nothing kept names")
+    files = counted(len(cache), "file")
+    click.echo(f"{size(sum(one.n_bytes for one in cache)):>9}  DVC cache: {files} that nothing kept names")
     for line in not_looked_at(root):
         click.echo(line)
 
@@ -220,14 +224,16 @@ def work_folders(root: Path) -> Iterator[Path]:
 
 
 def kept_to_branch(root: Path) -> Iterator[tuple[Path, str]]:
-    """Finished trainings whose folder holds checkpoints on purpose, and the steps of these."""
+    """Published trainings whose folder holds checkpoints on purpose, and the steps of these."""
+    from stages.entry import PUBLISHED
+
     for folder in work_folders(root):
-        if (folder / "finished").exists() and (steps := unpublished(folder)):
+        if (folder / PUBLISHED).exists() and (steps := unpublished(folder)):
             yield folder, ", ".join(f"{step:,}" for step in steps)
 
 
 def unpublished(folder: Path) -> list[int]:
-    """The steps of a finished training's checkpoints but for its best and its last, which are published.
+    """The steps of a published training's checkpoints but for its best and its last, which are published.
 
     With `execution.keep_checkpoints` above 1 they are there to be branched from (`train.resume_from`).
     """
@@ -240,11 +246,13 @@ def unpublished(folder: Path) -> list[int]:
 
 def why_dead(folder: Path, days: float) -> str:
     """Why a scratch folder is needed no more, or nothing."""
-    if (folder / "finished").exists():
+    from stages.entry import PUBLISHED
+
+    if (folder / PUBLISHED).exists():
         return "" if unpublished(folder) else "finished and published"
     newest = max((path.lstat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
     age = (time.time() - newest) / DAY
-    return f"unfinished, untouched for {age:.0f} days" if age >= days else ""
+    return f"unpublished, untouched for {counted(round(age), 'day')}" if age >= days else ""
 
 
 def shown(path: Path, root: Path) -> Path:

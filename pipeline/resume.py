@@ -108,7 +108,7 @@ def adopt(root: Path, old: Path) -> None:
     from stages.train.stage import run
 
     job = prepare_job("train", run, root)
-    with job.scratch(keep_finished=True) as folder:
+    with job.scratch(keep_published=True) as folder:
         if folder == old:
             return  # nothing has changed: the run goes on by itself
         if steps := checkpoints_in(folder):

@@ -118,7 +118,7 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
 
 def fitted(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe, in so many layers that every kind of the user's `layer_pattern` is among them, and with first
-    weights drawn: those of a folder have other sizes.
+    weights drawn: those of a folder have other sizes. What counts layers or slots of a row is lowered to what there is.
 
     Example: with `swa*2+mla*1` and 12 dense layers in params.yaml, 3 layers, 2 of them dense.
     """
@@ -130,7 +130,14 @@ def fitted(recipe: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, An
         layers = max(recipe["model"]["n_layers"], len(cycle(pattern)))
         dense = min(model.get("dense_layers", 0), layers - 1)
         besides = {"n_layers": layers, "dense_layers": dense, "init_sha256": ""}
-        return {**recipe, "model": {**recipe["model"], **besides}}
+        if "sink_tokens" in model:
+            besides["sink_tokens"] = min(model["sink_tokens"], recipe["pack"]["context_length"] // 2)
+        found = {**recipe, "model": {**recipe["model"], **besides}}
+        kind = str((params.get("execution") or {}).get("activation_checkpointing", ""))
+        if kind.startswith("every_"):
+            every = min(int(kind.removeprefix("every_")), layers)
+            found["execution"] = {**recipe["execution"], "activation_checkpointing": f"every_{every}"}
+        return found
     return dict(recipe)
 
 

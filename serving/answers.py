@@ -116,7 +116,8 @@ class Answer:
         made = []
         for index, (pieces, prompt) in enumerate(zip(choices, before, strict=True)):
             text = "".join(piece.text for piece in pieces)
-            one = Piece(text, tuple(token for piece in pieces for token in piece.tokens), pieces[-1].finish)
+            tokens = [token for piece in pieces for token in (*piece.prompt, *piece.tokens)]  # a prompt, if scored
+            one = Piece(text, tuple(tokens), pieces[-1].finish)
             if self.kind == "text":
                 said: dict[str, Any] = {"text": prompt + text}
             else:
@@ -136,7 +137,10 @@ class Answer:
         return {
             "tokens": [self.texts.text_of(token.id) for token in piece.tokens],
             "token_logprobs": [token.logprob for token in piece.tokens],
-            "top_logprobs": [{self.texts.text_of(i): value for i, value in token.top} for token in piece.tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {self.texts.text_of(i): value for i, value in token.top}
+                for token in piece.tokens
+            ],
             "text_offset": offsets,
         }
 

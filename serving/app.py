@@ -32,6 +32,7 @@ from serving.metrics import Metrics
 from serving.request import Piece, Request
 from serving.worker import Busy, Down, Worker
 from stages.exported import Exported, NoTemplate
+from stages.wording import counted
 
 PAGE = Path(__file__).with_name("page.html")
 DEFAULT_TOKENS = 128  # of a text completion that says nothing; OpenAI's 16 is a surprise to most
@@ -148,8 +149,8 @@ class Service:
         self.check_name(body.model)
         if body.best_of not in (None, body.n or 1):
             raise Refused(400, "best_of: only that of n is supported; leave it out", "best_of")
-        if body.echo and (body.stream or body.logprobs is not None):
-            raise Refused(400, "echo: not with stream or logprobs; leave one of them out", "echo")
+        if body.echo and body.stream:
+            raise Refused(400, "echo: not with stream; leave one of them out", "echo")
         given, n = body.prompts(), body.n or 1
         if not 0 < len(given) * n <= MOST_CHOICES:  # before any of them is encoded
             raise Refused(
@@ -159,7 +160,8 @@ class Service:
         prompts = [await self._ids(prompt) for prompt in given]
         texts = [await self._text(prompt) if body.echo else "" for prompt in given]
         before = [text for text in texts for _ in range(n)]
-        return await self._answer("text", body, prompts, body.max_tokens, body.logprobs, before, http)
+        scored = bool(body.echo) and body.logprobs is not None
+        return await self._answer("text", body, prompts, body.max_tokens, body.logprobs, before, http, scored=scored)
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
         self.check_name(body.model)
@@ -196,28 +198,31 @@ class Service:
         return prompt if isinstance(prompt, str) else await asyncio.to_thread(self.exported.tokenizer.decode, prompt)
 
     def _requests(
-        self, body: Body, prompts: Sequence[list[int]], most: int | None, top: int | None, all_that_fits: bool
-    ) -> list[Request]:
+        self, body: Body, prompts: Sequence[list[int]], most: int | None, top: int | None, all_that_fits: bool,
+        scored: bool,
+    ) -> list[Request]:  # fmt: skip
         """The requests of a body, n for each prompt; prompts and what is to be written must fit the context."""
         n, length = body.n or 1, self.exported.context_length
         seed = secrets.randbits(32) if body.seed is None else body.seed
         requests: list[Request] = []
         for prompt in prompts:
             room = length - len(prompt)
-            wanted = most or (room if all_that_fits else min(DEFAULT_TOKENS, room))
-            if room < 1 or wanted > room:
-                asked = f"{len(prompt)} tokens of prompt" + (f" and {most} to write" if most else "")
+            wanted = most if most is not None else room if all_that_fits else min(DEFAULT_TOKENS, room)
+            if wanted > room or (room < 1 and most != 0):
+                asked = f"{counted(len(prompt), 'token')} of prompt" + (f" and {most} to write" if most else "")
                 raise Refused(400, f"the context is {length} tokens, and this asks for {asked}; shorten it",
                               "max_tokens" if room > 0 else "prompt", "context_length_exceeded")  # fmt: skip
-            first = Request(tuple(prompt), wanted, body.sampling(), seed, self.exported.ends, tuple(body.stop), top)
+            first = Request(
+                tuple(prompt), wanted, body.sampling(), seed, self.exported.ends, tuple(body.stop), top, scored
+            )
             requests += [dataclasses.replace(first, seed=seed + number) for number in range(n)]
         return requests
 
     async def _answer(
         self, kind: Kind, body: Body, prompts: Sequence[list[int]], most: int | None, top: int | None,
-        before: Sequence[str], http: HttpRequest, all_that_fits: bool = False,
+        before: Sequence[str], http: HttpRequest, all_that_fits: bool = False, scored: bool = False,
     ) -> Response:  # fmt: skip
-        requests = self._requests(body, prompts, most, top, all_that_fits)
+        requests = self._requests(body, prompts, most, top, all_that_fits, scored)
         answer = Answer(kind, self.exported.name, sum(map(len, prompts)), self.texts, top)
         noted = http.scope["state"]["noted"]
         noted["prompt_tokens"] = answer.prompt_tokens

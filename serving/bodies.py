@@ -73,7 +73,7 @@ class Body(Strict):
     model: Text = ""
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None  # 0 leaves the most probable token
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     min_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=10)] | None = None
@@ -109,6 +109,7 @@ class Body(Strict):
 
 class CompletionBody(Body):
     prompt: Text | Ids | list[Text] | list[Ids]
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None  # 0, with echo and logprobs: the prompt is scored
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool | None = False
     suffix: Unsupported = None

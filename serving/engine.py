@@ -39,10 +39,12 @@ from serving.reader import Reader
 from serving.request import Finish, Piece, Request, Token
 from serving.text import TextStream
 from stages.errors import BadInput
+from stages.wording import counted
 
 log = logging.getLogger("millrace.serving")
 Sink = Callable[[Piece], None]
 
+SCORED_AT_ONCE = 256  # tokens of a prompt whose logits are held
 MOST_PADDED = 1.25  # times the tokens of prompts that are read together
 
 
@@ -110,12 +112,12 @@ class Engine:
         Raises:
             ValueError: prompt and continuation do not fit.
         """
-        if not request.prompt or request.max_tokens < 1:
-            raise ValueError("a request needs a prompt and at least one token to write")
+        if not request.prompt or request.max_tokens < 0:
+            raise ValueError("a request needs a prompt of at least one token, and cannot write less than none")
         if len(request.prompt) + request.max_tokens > self.reader.capacity:
             raise ValueError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_tokens} to write do not fit the context of "
-                f"{self.reader.capacity}"
+                f"{counted(len(request.prompt), 'token')} of prompt and {request.max_tokens} to write do not fit "
+                f"the context of {self.reader.capacity}"
             )
         generator = torch.Generator().manual_seed(request.seed)
         running = Running(request, sink, TextStream(self.tokenizer, request.stop), generator, next(self._arrivals))
@@ -182,12 +184,32 @@ class Engine:
             pieces = [self._piece(running) for running in group]
             budget -= sum(map(len, pieces))
             starts = [running.read for running in group]
-            logits_BV = self.reader.fill_rows(self.running.index(group[0]), pieces, starts)
+            row = self.running.index(group[0])
+            if group[0].request.scored:
+                logits_BV = self._scored(group[0], row, pieces[0])
+            else:
+                logits_BV = self.reader.fill_rows(row, pieces, starts)
             for running, piece in zip(group, pieces, strict=True):
                 running.read += len(piece)
-            through = [row for row, running in enumerate(group) if running.draws]
+            through = [row for row, running in enumerate(group) if running.draws and running.request.max_tokens]
             if through:
                 self._draw([group[row] for row in through], logits_BV[through])
+            for running in group:
+                if running.draws and not running.request.max_tokens:
+                    self._end(running, "length")
+
+    def _scored(self, running: Running, row: int, piece: Sequence[int]) -> Tensor:
+        """Reads a piece and hands out what the model thought of its tokens. Logits behind the last of them, [1, V]."""
+        request, begin = running.request, running.read
+        hidden_TC = self.reader.read(row, piece, begin)
+        tokens = [] if begin else [Token(request.prompt[0])]
+        foretold = request.prompt[begin + 1 : begin + len(piece) + 1]  # also the first of the next piece
+        for first in range(0, len(foretold), SCORED_AT_ONCE):
+            some = foretold[first : first + SCORED_AT_ONCE]
+            logits_TV = self.reader.logits(hidden_TC[first : first + len(some)])
+            tokens += [described(*pair, request.top_logprobs) for pair in zip(some, logits_TV, strict=True)]
+        running.sink(Piece("", prompt=tuple(tokens)))
+        return self.reader.logits(hidden_TC[-1:])
 
     def _piece(self, running: Running) -> tuple[int, ...]:
         """What is read next of a prompt: `chunk` tokens or its end, and never less. Who else runs decides no cut."""
@@ -199,7 +221,14 @@ class Engine:
         if not sizes or sizes[0] > budget:
             return []
         n, row = 1, self.running.index(unread[0])
-        while n < len(sizes) and row + n < len(self.running) and self.running[row + n] is unread[n]:
+        if unread[0].request.scored:
+            return [unread[0]]
+        while (
+            n < len(sizes)
+            and not unread[n].request.scored
+            and row + n < len(self.running)
+            and self.running[row + n] is unread[n]
+        ):
             some = sizes[: n + 1]
             if sum(some) > budget or max(some) * len(some) > MOST_PADDED * sum(some):
                 break

@@ -15,7 +15,7 @@ kernel waits, so what is written is not written while a kernel before the last s
 A matrix of 2,048 inputs: a program takes 4 rows of it, 16 KB in the registers of 128 threads; each thread multiplies 16
 inputs by 16 numbers of every row, and the threads' sums are added at the end, in an order that is always the same.
 
-Numbers are rounded where model/wide.py rounds them, in inputs of products and in caches.
+Numbers are rounded where serving/wide.py rounds them, in inputs of products and in caches.
 
 Shapes: N outputs, K inputs, H query heads, D width of a head.
 """

@@ -14,7 +14,7 @@ at its next place: what the step writes there is overwritten by whatever comes n
 On a GPU a step is one CUDA graph for each (rows, length), with rows rounded up to a power of two, since launching
 the kernels of a small model takes longer than running them; and it is made of few kernels (rows.py, and for one row
 alone.py). Guesses are recorded as well, where no layer has a window. Numbers between matrices in bf16 are fp32 there
-(model/wide.py): so what a request is told beside others is nearer to what it is told alone.
+(serving/wide.py): so what a request is told beside others is nearer to what it is told alone.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from model.cache import KeyValueCache, LatentCache
 from model.decoder import Decoder
-from model.wide import NARROW, can_widen, widen
 from serving.rows import Rows
 from serving.single import Single
+from serving.wide import NARROW, can_widen, widen
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
@@ -106,6 +106,16 @@ class Reader:
         hidden_BTC = self._read(row, pieces, starts)
         rows = torch.arange(len(pieces), device=self.device)
         return self.model.logits(hidden_BTC[rows, last][:, None])[:, 0]
+
+    @torch.inference_mode()
+    def read(self, row: int, piece: Sequence[int], start: int) -> Tensor:
+        """Reads tokens that begin at position `start` into a row. The hidden states behind each, [T, C]."""
+        return self._read(row, [piece], [start])[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """Of hidden states, [T, V]."""
+        return self.model.logits(hidden_TC[None])[0]
 
     def _read(self, row: int, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         """The hidden states behind each token, [B, T, C]; shorter pieces are padded."""

@@ -23,9 +23,11 @@ class Request:
 
     Attributes:
         prompt: token ids, at least one.
+        max_tokens: 0 reads the prompt and writes nothing.
         ends: tokens after which nothing follows; they are not part of the text.
         stop: strings before which the text ends.
         top_logprobs: how many alternatives each token is reported with; None reports no probabilities at all.
+        scored: whether the tokens of the prompt are reported as well.
     """
 
     prompt: tuple[int, ...]
@@ -35,13 +37,15 @@ class Request:
     ends: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    scored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """One drawn token. Logarithms of the model's own probabilities, before temperature and the like.
+    """One token. Logarithms of the model's own probabilities, before temperature and the like.
 
     Attributes:
+        logprob: None where none is wanted, and of the first token of a prompt, which nothing foretells.
         top: the most probable tokens and their logarithms, best first.
     """
 
@@ -55,3 +59,4 @@ class Piece:
     text: str
     tokens: tuple[Token, ...] = ()
     finish: Finish | None = None
+    prompt: tuple[Token, ...] = ()  # of a scored one, in its order

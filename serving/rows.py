@@ -37,8 +37,8 @@ from model.context import Context, Places
 from model.decoder import Block, Decoder
 from model.mlp import GatedMLP
 from model.rotary import rotation
-from model.wide import WideLinear, wide_product
 from serving.vectors import of_vectors
+from serving.wide import WideLinear, wide_product
 
 ALIGNED = 16  # slots: attention would copy a mask whose rows begin anywhere
 MOST_COMPILED = 64  # numbers of rows times kinds of layers; beyond torch's 8 it would go on uncompiled

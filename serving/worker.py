@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from serving.engine import Engine, Running, Sink
 from serving.request import Request
+from stages.wording import counted
 
 log = logging.getLogger("millrace.serving")
 
@@ -59,7 +60,7 @@ class Worker:
                 raise Down("the engine has ended by an error; the server must be started anew")
             free = self.engine.reader.n_rows - len(self.engine.running)  # they are taken at the next step
             if self._stopping or self.waiting >= self.max_waiting + free:
-                raise Busy(f"{self.waiting} requests wait; try again later")
+                raise Busy(f"{counted(self.waiting, 'request')} waiting; try again later")
             running = self.engine.submit(request, sink)
             self._wake.notify()
             return running

@@ -7,8 +7,9 @@ section `clean` of params.yaml, and dvc.yaml must list exactly those sections.
 
 `main(run)` validates the sections, calls `run`, and publishes what it left in `job.staging`: every
 file is synced and renamed into data/STAGE, manifests and metrics last. So an output is whole or it
-is absent. What must survive a kill goes to `job.scratch()`, a locked folder named by a digest of
-params, inputs and code: the same digest goes on, another starts fresh.
+is absent, and of the params that DVC will read (stages/edited.py). What must survive a kill goes to
+`job.scratch()`, a locked folder named by a digest of params, inputs and code: the same digest goes on,
+another starts fresh.
 
 Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and resumable.
 """
@@ -35,6 +36,7 @@ import xxhash
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
+from stages.edited import refuse_edited
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.params import ParamsFile, Section
@@ -42,6 +44,7 @@ from stages.progress import say
 from stages.store import trim
 
 MANIFESTS_LAST = ("index.json", "manifest.json", "metrics.json")
+PUBLISHED = "published"  # marks a scratch folder whose work is an output
 
 
 @dataclasses.dataclass
@@ -54,6 +57,7 @@ class Job:
         execution: where and how fast; never what.
         inputs: paths, relative to root, whose content names the scratch folder.
         sections: the sections of params that the stage reads, by name.
+        params: the file as it was when they were read; None where there is none.
     """
 
     stage: str
@@ -61,6 +65,8 @@ class Job:
     execution: Execution = dataclasses.field(default_factory=Execution)
     inputs: tuple[str, ...] = ()
     sections: dict[str, Any] = dataclasses.field(default_factory=dict)
+    params: ParamsFile | None = None
+    worked_in: list[Path] = dataclasses.field(default_factory=list, init=False)
 
     @property
     def staging(self) -> Path:
@@ -80,11 +86,17 @@ class Job:
         """Renames everything in staging into data/STAGE, synced.
 
         Old manifests go first and new ones come last: none ever stands beside files it does not describe.
+
+        Raises:
+            Failed: params.yaml does not say any more what this was made with.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.rglob("*")):
             if path.is_file():
                 sync(path)
+        if self.params:
+            whole_file = "params.yaml" in self.inputs
+            refuse_edited(self.params.path, self.params.values, None if whole_file else self.sections)
         for name in MANIFESTS_LAST:
             (self.out / name).unlink(missing_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda p: (p.name in MANIFESTS_LAST, p.name)):
@@ -94,6 +106,9 @@ class Job:
             path.replace(target)
         self.staging.rmdir()
         sync(self.out)
+        for folder in self.worked_in:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / PUBLISHED).touch()
 
     @property
     def store(self) -> Path:
@@ -137,22 +152,23 @@ class Job:
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
-    def scratch(self, keep_finished: bool = False) -> Iterator[Path]:
+    def scratch(self, keep_published: bool = False) -> Iterator[Path]:
         """The scratch folder of this digest, locked against every other process that works in it.
 
-        Finished folders of other digests are removed, unless another process is publishing from them, or with
-        `keep_finished`. Unfinished ones stay, so that a param that is changed back goes on where it stopped.
+        Published folders of other digests are removed, unless another process works in them, or with `keep_published`.
+        Others stay, so that a param that is changed back goes on where it stopped.
         """
         base = self.scratch_base
         base.mkdir(parents=True, exist_ok=True)
         folder = base / self.digest()
         with _locked(base / f"{folder.name}.lock"):
-            for marker in () if keep_finished else base.glob("*/finished"):
+            for marker in () if keep_published else base.glob(f"*/{PUBLISHED}"):
                 if marker.parent != folder:
                     with exclusive(marker.parent) as free:
                         if free:
                             shutil.rmtree(marker.parent, ignore_errors=True)
             folder.mkdir(exist_ok=True)
+            self.worked_in.append(folder)
             yield folder
 
 
@@ -273,7 +289,7 @@ def prepare_job(stage: str, run: Callable[..., None], root: Path) -> Job:
             )
         inputs.append(dependency)
     execution = params.section("execution", Execution)
-    return Job(stage, root, execution, tuple(inputs), sections)
+    return Job(stage, root, execution, tuple(inputs), sections, params)
 
 
 def refuse_other_code(job: Job) -> None:

@@ -23,6 +23,7 @@ import xxhash
 from stages.documents import shard_paths
 from stages.entry import content_hash
 from stages.errors import BadInput
+from stages.wording import counted
 
 BATCH_ROWS = 1024
 LIST_ROWS = 1 << 16
@@ -66,7 +67,8 @@ def kept_parts(clean: Path, keep: Path) -> list[Part]:
         parts.append(Part(path, content_hash(path), len(mask), np.packbits(mask).tobytes()))
     if n_kept != len(listed):
         raise BadInput(
-            f"{keep}: lists {len(listed):,} documents, of which {n_kept:,} are in {clean}; run `dvc repro dedup`"
+            f"{keep}: lists {counted(len(listed), 'document')}, of which {n_kept:,} stand in {clean}; "
+            "run `dvc repro dedup`"
         )
     return parts
 

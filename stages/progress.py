@@ -29,6 +29,7 @@ def progress(label: str, total: float | None, unit: str, scale: bool = False) ->
         yield bar
     if quiet:
         seconds = time.monotonic() - started
+        unit = unit.removesuffix("s") if bar.moved == 1 else unit
         say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({_rate(bar.moved, max(seconds, 1e-9))})")
 
 

@@ -5,7 +5,7 @@ one, `read_corpus` gives what the stage `download` recorded, whichever source it
 that is wrong with a corpus. Example: inputs/news/a.jsonl.gz with 3 lines
 gives the documents `news/a.jsonl.gz:1` to `:3` of source `news`; inputs/letter.md gives one document.
 
-Text is strict UTF-8. Bytes that are not, a NUL, a truncated archive or a missing column end with one
+Text is strict UTF-8. Bytes that are not, a NUL byte, a truncated archive or a missing column end with one
 line that names file and row; nothing is replaced silently. Files are streamed: one row, one batch or
 one single-document file is held at a time. Decoding bytes is `formats.py`' work.
 """
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from stages import formats
 from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.inputs import problem_of_inputs
 from stages.workers import ordered_map
 
 KINDS = {
@@ -84,8 +85,10 @@ def find_files(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], l
     """The files of documents in the order of their names, and the names of files of other kinds.
 
     Raises:
-        BadInput: `inputs` does not exist.
+        BadInput: `inputs` does not exist, or holds what cannot be read (stages/inputs.py).
     """
+    if problem := problem_of_inputs(inputs):
+        raise BadInput(problem)
     if inputs.is_file():
         found = [SourceFile(inputs, inputs.name)]
     elif inputs.is_dir():
@@ -214,12 +217,15 @@ def read_corpus(root: Path) -> Iterator[Document]:
 
 
 class Checked(NamedTuple):
-    """What `validate` found in one file: its documents, their bytes, and what is wrong with it, line by line."""
+    """What `validate` found in one file: its documents, their bytes, and what is wrong with it, line by line; and how
+    many of them have no text, which clean drops, or NUL characters (as JSON's \\u0000), which it takes out."""
 
     name: str
     documents: int
     bytes: int
     problems: list[str]
+    empty: int = 0
+    with_nul: int = 0
 
 
 def validate(inputs: Path, include: str, text_column: str, limit: int = 0, n_workers: int = 1) -> Iterator[Checked]:
@@ -237,14 +243,15 @@ def validate(inputs: Path, include: str, text_column: str, limit: int = 0, n_wor
 def check_file(file: SourceFile, text_column: str, limit: int = 0) -> Checked:
     """One file of a corpus; at most `MOST_PROBLEMS` of its problems."""
     problems: list[str] = []
-    documents = size = 0
+    documents = size = empty = with_nul = 0
     try:
         for document in read_file(file, text_column, limit, report=lambda error: problems.append(str(error))):
             documents, size = documents + 1, size + len(document.text.encode())
+            empty, with_nul = empty + (not document.text), with_nul + ("\0" in document.text)
             if len(problems) > MOST_PROBLEMS:
                 break
     except BadInput as error:
         problems.append(str(error))
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"{file.path}: and more"]
-    return Checked(file.name, documents, size, problems)
+    return Checked(file.name, documents, size, problems, empty, with_nul)

@@ -29,6 +29,7 @@ import pyarrow as pa
 from stages.errors import BadInput
 from stages.row_kernel import IGNORED_LABEL as IGNORED_LABEL
 from stages.row_kernel import write_rows
+from stages.wording import counted
 
 INDEX_VERSION = 1
 
@@ -102,7 +103,7 @@ class TokenRows:
             raise BadInput(f"{path}: not an Arrow file ({error}); {mend}") from None
         nulls = any(column.null_count for batch in batches for column in batch.columns)
         if not same_kind or nulls or sum(batch.num_rows for batch in batches) != shard["rows"]:
-            raise BadInput(f"{path}: not the shard of {shard['rows']} rows that index.json names; {mend}")
+            raise BadInput(f"{path}: not the shard of {counted(shard['rows'], 'row')} that index.json names; {mend}")
         parts = [_Part(batch, self.context_length) for batch in batches]
         if not all(part.fits() for part in parts):
             raise BadInput(f"{path}: its segments do not fill rows of {self.context_length}; {mend}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.errors import BadInput
+from stages.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.ablation.grid import Planned, Variant
@@ -170,4 +171,4 @@ def show_plan(root: Path, plan: Sequence, commit: str, targets: Sequence[str]) -
         state = "done" if one.name in done else "to run"
         click.echo(f"{state:7} {one.name:60} seed {one.seed}  {one.variant.label}")
     waiting = sum(one.name not in done for one in plan)
-    click.echo(f"{len(plan)} experiments, {waiting} to run, each to {', '.join(targets) or 'the end'}")
+    click.echo(f"{counted(len(plan), 'experiment')}, {waiting} to run, each to {', '.join(targets) or 'the end'}")

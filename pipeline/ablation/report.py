@@ -18,6 +18,7 @@ from pipeline.ablation.results import HIGHER_IS_BETTER, QUALITY, SPEED, Metric, 
 from pipeline.ablation.statistics import ALPHA, POWER, smallest_p
 from pipeline.page import Curve, Page
 from pipeline.revisions import mlflow_runs
+from stages.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +207,9 @@ def _sharing(page: Page, shared: Sequence[Shared]) -> None:
     page.heading("What sharing stages saved")
     saved = sum(one.saved or 0 for one in shared)
     page.text(
-        f"A stage whose params, inputs and code are equal runs once: {sum(one.ran for one in shared)} stages ran, "
-        f"{sum(one.taken for one in shared)} were taken from the cache, which saved {saved:,.0f} s by the mean time of "
+        f"A stage whose params, inputs and code are equal runs once: "
+        f"{counted(sum(one.ran for one in shared), 'stage')} ran, "
+        f"{sum(one.taken for one in shared)} came from the cache, which saved {saved:,.0f} s by the mean time of "
         "those that ran. Stages that two experiments reach at the same time wait for each other and count as ran."
     )
     rows = [["stage", "ran", "not run again", "seconds a run", "seconds saved"]]

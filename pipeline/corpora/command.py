@@ -103,6 +103,7 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
     from stages.params import ParamsFile
     from stages.sources import find_files
     from stages.sources import validate as checked
+    from stages.wording import counted
 
     root = _root()
     params = ParamsFile(root / "params.yaml")
@@ -122,9 +123,18 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"files": [file._asdict() for file in found], "left_out": others}, indent=2))
     else:
-        n_documents, n_bytes = sum(file.documents for file in found), sum(file.bytes for file in found)
-        left_out = f"; {len(others)} files of other kinds are left out" if others else ""
-        click.echo(f"{len(found)} files, {n_documents:,} documents, {n_bytes:,} bytes of text; {bad} are bad{left_out}")
+        parts = [
+            f"{counted(len(found), 'file')}, {counted(sum(file.documents for file in found), 'document')}, "
+            f"{counted(sum(file.bytes for file in found), 'byte')} of text",
+            f"{counted(bad, 'file')} cannot be used" if bad else "all can be used",
+        ]
+        if empty := sum(file.empty for file in found):
+            parts.append(f"{counted(empty, 'document')} without text, which clean will drop")
+        if with_nul := sum(file.with_nul for file in found):
+            parts.append(f"{counted(with_nul, 'document')} with NUL characters, which clean will take out")
+        if others:
+            parts.append(f"{counted(len(others), 'file')} of other kinds left out")
+        click.echo("; ".join(parts))
     if bad:
         sys.exit(BAD_INPUT)
 

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.corpora.corpus import need
 from stages.document_names import document_names
 from stages.errors import BadInput
+from stages.wording import counted
 
 
 def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
@@ -58,10 +59,9 @@ def row_facts(root: Path, split: str, row: int) -> dict[str, Any]:
 
 def shown(facts: dict[str, Any]) -> list[str]:
     """The row as lines."""
-    n_segments = len(facts["segments"])
     lines = [
-        f"row {facts['row']} of {facts['split']}: {facts['slots']} slots, {n_segments} "
-        f"segment{'s' if n_segments > 1 else ''}, {facts['padding']} of padding"
+        f"row {facts['row']} of {facts['split']}: {counted(facts['slots'], 'slot')}, "
+        f"{counted(len(facts['segments']), 'segment')}, {facts['padding']} of padding"
     ]
     for segment in facts["segments"]:
         slots = f"slots {segment['first_slot']}-{segment['last_slot']}"

@@ -113,6 +113,7 @@ def clean_batch(
     for document, text, text_out, dropped, value in zip(batch, texts, texts_out, dropped_by, values, strict=True):
         counts["documents_in"] += 1
         counts["bytes_in"] += len(document.text.encode())
+        counts["documents_with_nul"] += "\0" in document.text
         if dropped:
             counts[f"dropped.{dropped[0]}"] += 1
             samples.add(dropped[0], document.id, value, dropped[1], text)
@@ -181,6 +182,7 @@ def masked(text: str) -> str:
 
 def metric_names() -> list[str]:
     names = ["documents_in", "documents_out", "bytes_in", "bytes_out", "documents_validation", "documents_test"]
+    names += ["documents_with_nul"]
     names += [f"dropped.{rule}" for rule in (*RULES, LANGUAGE)]
     return names + [f"lines_removed.{rule}" for rule in LINE_RULES]
 

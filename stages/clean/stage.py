@@ -31,6 +31,7 @@ from stages.sources import Part, SourceFile, check_unchanged, read_manifest
 from stages.splits import SplitParams
 from stages.store import link_file
 from stages.tasks import Task, results
+from stages.wording import counted
 
 SAMPLES_OF_RULE = 5
 
@@ -64,7 +65,10 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
     write_json(job.staging / "samples.json", samples)
     write_json(job.staging / "metrics.json", dict(counts))
     dropped = {rule: counts[f"dropped.{rule}"] for rule in (*RULES, LANGUAGE) if counts[f"dropped.{rule}"]}
-    say(f"clean: kept {counts['documents_out']:,} of {counts['documents_in']:,} documents; dropped {dropped or 'none'}")
+    nul = counts["documents_with_nul"]
+    removed = f"; took NUL characters out of {counted(nul, 'document')}" if nul else ""
+    kept = f"kept {counts['documents_out']:,} of {counted(counts['documents_in'], 'document')}"
+    say(f"clean: {kept}; dropped {dropped or 'none'}{removed}")
 
 
 def tasks(
@@ -111,8 +115,8 @@ def check_counts(counts: Counter[str], split: SplitParams) -> None:
     for name, fraction in (("validation", split.validation), ("test", split.test)):
         if not counts[f"documents_{name}"]:
             raise BadInput(
-                f"split.{name} {fraction:g} of {kept} documents reserved none for {name}; raise split.{name}, for "
-                f"example to {min(0.2, max(2 * fraction, 10 / kept)):.2g}, or take more documents"
+                f"split.{name} {fraction:g} of {counted(kept, 'document')} reserved none for {name}; raise "
+                f"split.{name}, for example to {min(0.2, max(2 * fraction, 10 / kept)):.2g}, or take more documents"
             )
     if kept == counts["documents_validation"] + counts["documents_test"]:
-        raise BadInput(f"all {kept} documents are reserved, none is left to train on; take more documents")
+        raise BadInput(f"every one of {counted(kept, 'document')} is reserved, none is left to train on; take more")

@@ -6,6 +6,7 @@ judge alone stands in its schema.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import itertools
@@ -19,9 +20,11 @@ from stages.checkpoint import named, wrong_sha256
 from stages.errors import BadInput
 from stages.first_weights import FOLDER, Problem, has_begun, problem_of_first_weights, tokenizer_problem
 from stages.gguf_names import problem_of_learned, problem_of_model, problem_of_tokenizer
+from stages.inputs import problem_of_inputs
 from stages.params import ParamsFile
 from stages.train.feasible import infeasible
 from stages.train.params import NOT_THERE, run_and_step
+from stages.wording import counted
 
 
 def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
@@ -32,7 +35,10 @@ def check_combinations(params: ParamsFile, sections: Mapping[str, Any]) -> None:
     """
     by_section = (check(sections) for check in CHECKS)
     root = params.path.parent
-    with_files = (check(sections, root) for check in (initial_weights, further_texts, readable_by_llama_cpp))
+    with_files = (
+        check(sections, root)
+        for check in (readable_inputs, known_sources, initial_weights, further_texts, readable_by_llama_cpp)
+    )
     for keys, problem in itertools.chain(*by_section, *with_files):
         raise params.fail(keys, problem)
 
@@ -48,10 +54,21 @@ def whole_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield keys, f"{tokens} is no multiple of pack.context_length {context}; the nearest are {nearest}"
     elif tokens // context < processes:
         problem = (
-            f"{tokens} tokens are {tokens // context} rows of pack.context_length {context}, fewer than "
+            f"{tokens} tokens are {counted(tokens // context, 'row')} of pack.context_length {context}, fewer than "
             f"execution.n_processes {processes}; use {processes * context} or more, or fewer processes"
         )
         yield keys, problem
+
+
+def sinks_within_rows(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sinks are few first tokens beside a window; as many as a row has would be no window at all."""
+    model, context = sections["model"], sections["pack"].context_length
+    if "swa" in model.kinds and model.sink_tokens >= context:
+        yield (
+            ["model", "sink_tokens"],
+            f"{model.sink_tokens} are all of a row of pack.context_length {context}, so no window would hide anything; "
+            "set it to a few, such as 4, or leave swa out of layer_pattern",
+        )
 
 
 def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -64,6 +81,25 @@ def built_in_parts(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 near = difflib.get_close_matches(name.lower(), known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
                 yield ["model", key], f"{name!r} is unknown; {hint} A class of yours is named model.FILE.CLASS"
+
+
+def readable_inputs(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """DVC reads all of `download.inputs`, whatever the source is."""
+    if problem := problem_of_inputs(root / sections["download"].inputs):
+        yield ["download", "inputs"], problem
+
+
+def known_sources(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
+    """The sources of one's own files are known by their names; of others pack finds out before it begins."""
+    download, pack = sections["download"], sections["pack"]
+    if not pack.mixture or download.source != "files":
+        return
+    from stages.sources import find_files
+
+    with contextlib.suppress(BadInput):  # the stage download says what is wrong with them
+        known = {file.source for file in find_files(root / download.inputs, download.include)[0]}
+        if known and (problem := pack.unknown_source(known)):
+            yield ["pack", "mixture"], f"no file in {download.inputs} is of the source {problem}"
 
 
 def initial_weights(sections: Mapping[str, Any], root: Path) -> Iterator[Problem]:
@@ -148,6 +184,7 @@ def readable_by_llama_cpp(sections: Mapping[str, Any], root: Path) -> Iterator[P
 
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
     whole_rows,
+    sinks_within_rows,
     built_in_parts,
     resumed_checkpoint,
     feasible_training,

@@ -21,6 +21,7 @@ from stages.dedup.compare import Sets, estimated_jaccards, joined_pairs, text_of
 from stages.dedup.decide import RULES, Components, Documents, Removals
 from stages.dedup.order import ids_of, load_positions
 from stages.dedup.sketch import Sketches, read_batches
+from stages.wording import counted
 
 CLUSTERS = 20
 REMOVALS_PER_CLUSTER = 3
@@ -79,8 +80,9 @@ def write_report(path: Path, texts: Texts, removals: Removals, clusters: Compone
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Clusters of duplicates</title>",
         f"<style>{STYLE}</style><h1>Clusters of duplicates</h1>",
-        f"<p>{len(names)} clusters of two or more documents, {len(removals.documents)} documents removed. "
-        f"The {len(largest)} largest clusters follow; kept documents left, removed ones right.</p>",
+        f"<p>{counted(len(names), 'cluster')} of two or more documents, "
+        f"{counted(len(removals.documents), 'document')} removed. "
+        f"The largest follow ({len(largest):,}); kept documents left, removed ones right.</p>",
     ]
     removed = [_removed(removals, clustered[members == cluster]) for cluster in largest]
     shown = np.concatenate([*(places[:REMOVALS_PER_CLUSTER] for places in removed), np.empty(0, np.int64)])

@@ -25,6 +25,7 @@ from stages.pieces import PIECE_BYTES, groups
 from stages.progress import say
 from stages.sources import KINDS, SourceFile, find_files, read_file
 from stages.tasks import Task, results
+from stages.wording import counted
 from stages.workers import ordered_map
 
 
@@ -47,7 +48,7 @@ def manifest_shards(job: Job, download: DownloadParams) -> list[dict[str, Any]]:
     """
     files, left_out = find_files(job.root / download.inputs, download.include)
     if left_out:
-        say(f"download: {len(left_out)} files of other kinds are left out, such as {left_out[0]}")
+        say(f"download: left out {counted(len(left_out), 'file')} of other kinds, such as {left_out[0]}")
     if not files:
         raise BadInput(
             f"{download.inputs}: no document here that matches download.include {download.include!r}; put files "

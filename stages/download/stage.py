@@ -25,6 +25,7 @@ from stages.download.params import DownloadParams
 from stages.entry import Job, file_sha256, write_json
 from stages.errors import BadInput
 from stages.progress import progress, say
+from stages.wording import counted
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 MANIFEST_VERSION = 1
@@ -57,7 +58,7 @@ def run(job: Job, download: DownloadParams) -> None:
                 shards = write_shards(folder, _counted(within_limits(hub.documents(download), download), bar))
     manifest = describe(download, packages, shards)
     write_json(job.staging / "manifest.json", manifest)
-    say(f"download: {manifest['documents']:,} documents, {manifest['bytes'] / 1e6:.1f} MB of text")
+    say(f"download: {counted(manifest['documents'], 'document')}, {manifest['bytes'] / 1e6:.1f} MB of text")
 
 
 def within_limits(rows: Iterable[dict[str, str]], download: DownloadParams) -> Iterator[dict[str, str]]:

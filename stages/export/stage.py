@@ -37,6 +37,7 @@ from stages.export.variants import Variant, decode_speeds, make_variants
 from stages.huggingface_twins import twin_of
 from stages.progress import say
 from stages.tracking import open_run
+from stages.wording import counted
 
 NOT_ASKED_FOR = "Not asked for: `export.formats` in params.yaml lacks `{}`.\n"
 
@@ -71,13 +72,14 @@ def run(job: Job, export: ExportParams) -> None:
 def tell(facts: Facts, compared: dict[str, Any]) -> None:
     say(
         f"transformers loads it as {facts.class_name} ({facts.reason}): logits within "
-        f"{compared['difference']:.1e} of ours over {compared['tokens']:,} tokens of {compared['documents']} test "
-        f"documents, perplexity and {compared['greedy_tokens']} greedy tokens equal"
+        f"{compared['difference']:.1e} of ours over {counted(compared['tokens'], 'token')} of "
+        f"{counted(compared['documents'], 'test document')}, perplexity and "
+        f"{counted(compared['greedy_tokens'], 'greedy token')} equal"
     )
     if "onnx_difference" in compared:
         say(
             f"onnxruntime: logits within {compared['onnx_difference']:.1e} of ours, "
-            f"{compared['onnx_greedy_tokens']} greedy tokens through its caches equal"
+            f"{counted(compared['onnx_greedy_tokens'], 'greedy token')} through its caches equal"
         )
 
 

@@ -35,6 +35,7 @@ from stages.sources import KINDS, SourceFile, read_file
 from stages.store import save_array
 from stages.tasks import Task, results
 from stages.utf8 import text_buffers
+from stages.wording import counted
 
 CONTAMINATED = pa.schema([("id", pa.string()), ("file", pa.string()), ("ngrams", pa.int64()), ("first", pa.string())])
 """The document, the evaluation file, how many of its n-grams are there, and the first of them in words."""
@@ -120,8 +121,8 @@ def index_of(root: Path, evaluation: Sequence[EvaluationFile], ngram: int) -> In
             grams, ends, _ = ngrams_of(pa.array(some, pa.large_string()), ngram)
             n_texts, n_short = n_texts + len(some), n_short + int((np.diff(ends) == 0).sum())
             distinct = np.unique(np.concatenate([distinct, grams]))
-        short = f"; {n_short:,} are shorter than {ngram} words and find nothing" if n_short else ""
-        say(f"pack: {file.path}: {len(distinct):,} {ngram}-grams of {n_texts:,} texts{short}")
+        short = f"; {n_short:,} of less than {counted(ngram, 'word')} can find nothing" if n_short else ""
+        say(f"pack: {file.path}: {len(distinct):,} {ngram}-grams of {counted(n_texts, 'text')}{short}")
         found.append(distinct)
     return Index.of(found)
 

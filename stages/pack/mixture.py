@@ -13,7 +13,6 @@ the rows, and `contaminated` ones (decontaminate.py) are taken zero times.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
@@ -23,30 +22,31 @@ import pyarrow.compute as pc
 import xxhash
 
 from stages.errors import BadInput
+from stages.kept import Part
+from stages.pack.params import PackParams
 
 Copies = npt.NDArray[np.uint16]
 
 
-def copies_of(tables: Iterable[pa.Table], mixture: Mapping[str, float], contaminated: Set[str]) -> list[Copies]:
-    """How often each document is taken, for each table of documents (id, source).
+def refuse_unknown_sources(parts: Iterable[Part], pack: PackParams) -> None:
+    """Before anything is encoded.
 
     Raises:
-        BadInput: the mixture names a source that no document has.
+        BadInput: the mixture names a source that no training document has.
     """
+    if not pack.mixture:
+        return
     known: set[str] = set()
-    found = []
-    for table in tables:
-        known.update(pc.unique(table["source"]).to_pylist())
-        found.append(_copies(table, mixture, contaminated))
-    for name in mixture:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            names = ", ".join(sorted(known)[:20]) + (", .." if len(known) > 20 else "")
-            raise BadInput(
-                f"params.yaml: pack.mixture: no training document has the source {name!r}; {hint}There are {names}"
-            )
-    return found
+    for part in parts:
+        for batch in part.batches(["source", "split"]):
+            known.update(pc.unique(batch["source"].filter(pc.equal(batch["split"], "train"))).to_pylist())
+    if problem := pack.unknown_source(known):
+        raise BadInput(f"params.yaml: pack.mixture: no training document has the source {problem}")
+
+
+def copies_of(tables: Iterable[pa.Table], mixture: Mapping[str, float], contaminated: Set[str]) -> list[Copies]:
+    """How often each document is taken, for each table of documents (id, source)."""
+    return [_copies(table, mixture, contaminated) for table in tables]
 
 
 def _copies(table: pa.Table, mixture: Mapping[str, float], contaminated: Set[str]) -> Copies:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -34,3 +36,12 @@ class PackParams(Section):
     mixture: dict[str, Annotated[float, Field(ge=0, le=1000)]] = {}
     decontaminate: list[EvaluationFile] = []
     decontaminate_ngram: int = Field(default=13, ge=1)
+
+    def unknown_source(self, known: Collection[str]) -> str | None:
+        """The first source of the mixture that is not among those that are there, with the nearest of these."""
+        for name in self.mixture:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                return f"{name!r}; {hint}There are {', '.join(sorted(known)[:20])}{', ..' if len(known) > 20 else ''}"
+        return None

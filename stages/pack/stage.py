@@ -26,7 +26,7 @@ from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
 from stages.pack.leaks import Leak, find_leaks
-from stages.pack.mixture import Copies, copies_of
+from stages.pack.mixture import Copies, copies_of, refuse_unknown_sources
 from stages.pack.params import PackParams
 from stages.pack.record import Record
 from stages.pack.reserved import THRESHOLD
@@ -35,13 +35,14 @@ from stages.progress import say
 from stages.splits import SPLITS, Split
 from stages.tokens import token_dtype
 from stages.vocabulary import load_tokenizer, roles_of
+from stages.wording import counted
 
 
 def run(job: Job, pack: PackParams) -> None:
     """Writes train, validation and test, documents (what became of each), and metrics.json.
 
     Raises:
-        BadInput: a split without a document, or an input that cannot be used.
+        BadInput: a split without a document, a mixture of sources that are not there, or an input that cannot be used.
     """
     path = job.root / "data/tokenizer/tokenizer.json"
     tokenizer = load_tokenizer(path)
@@ -50,6 +51,7 @@ def run(job: Job, pack: PackParams) -> None:
     file = TokenizerFile(path, file_sha256(path), dtype)
     work = job.staging / "work"
     parts = kept_parts(job.root / "data/clean/documents", job.root / "data/dedup/keep.parquet")
+    refuse_unknown_sources(parts, pack)
     encoded = encode_parts(job, parts, file)
     contaminated = list(find_contaminated(job, parts, pack.decontaminate, pack.decontaminate_ngram, work / "ngrams"))
     leaks = find_leaks(job, parts)
@@ -110,7 +112,7 @@ def taken(encoded: EncodedParts, split: Split, copies: Sequence[Copies] | None) 
 def refuse_empty(split: Split, n_documents: int, n_left_out: int) -> None:
     if n_left_out and not n_documents:
         raise BadInput(
-            f"pack.mixture and pack.decontaminate leave none of {n_left_out} training documents; loosen them"
+            f"pack.mixture and pack.decontaminate leave none of {counted(n_left_out, 'training document')}; loosen them"
         )
     if not n_documents:
         mend = "loosen clean or dedup" if split == "train" else f"raise split.{split} or take more documents"
@@ -122,6 +124,6 @@ def warn_of(leaks: list[Leak]) -> None:
     if leaks:
         first = ", ".join(f"{leak.training_id} ~ {leak.reserved_id} ({leak.jaccard:.2f})" for leak in leaks[:3])
         say(
-            f"pack: warning: {len(leaks)} training documents nearly repeat a reserved one (Jaccard {THRESHOLD} or "
-            f"more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
+            f"pack: warning: {counted(len(leaks), 'near-repeat')} of reserved documents in train (Jaccard {THRESHOLD} "
+            f"or more): {first}; is dedup.verify false, or dedup.threshold above {THRESHOLD}?"
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from stages.errors import BadInput
 from stages.order import data_order
 from stages.tokens import TokenRows
+from stages.wording import counted
 
 
 class MicroBatch(NamedTuple):
@@ -60,8 +61,8 @@ class Batches:
     ):  # fmt: skip
         if rows_per_step < world:
             raise BadInput(
-                f"train.batch_tokens gives {rows_per_step} rows a step, fewer than execution.n_processes {world}; "
-                f"set train.batch_tokens to at least {world * rows.context_length}"
+                f"train.batch_tokens gives {counted(rows_per_step, 'row')} a step, fewer than execution.n_processes "
+                f"{world}; set train.batch_tokens to at least {world * rows.context_length}"
             )
         if rows.n_rows == 0:
             raise BadInput(f"{rows.folder}: no training row; the corpus is too small")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from model.config import ModelConfig
 from stages.execution import Execution
 from stages.train.params import TrainParams
+from stages.wording import counted
 
 IN_PARTS = ("adamw", "lion", "muon")  # optimizers of parameters that lie in parts
 
@@ -46,6 +47,14 @@ def infeasible(
         yield from _on_cpu(train, execution)
     if execution.cuda_graphs is True and (reason := no_graph_of(model, train)):
         yield Infeasible(["execution", "cuda_graphs"], f"true, but {reason}; set it to auto")
+    if (kind := execution.activation_checkpointing).startswith("every_"):
+        every = int(kind.removeprefix("every_"))
+        if every > model.n_layers:
+            problem = (
+                f"{kind}, but the model has {counted(model.n_layers, 'layer')}, of which it would be the first alone"
+            )
+            keys = ["execution", "activation_checkpointing"]
+            yield Infeasible(keys, f"{problem}; set it to every_{model.n_layers} or less, full, selective or none")
     if execution.sharding == "full" and execution.n_processes > 1:
         problem = not_in_parts(model, train, execution, rows_per_step, execution.n_processes)
         if problem:
@@ -80,7 +89,9 @@ def no_graph_of(model: ModelConfig, train: TrainParams) -> str:
 def not_in_parts(model: ModelConfig, train: TrainParams, execution: Execution, rows_per_step: int, world: int) -> str:
     """Why parameters cannot lie in parts (FSDP2), with the first mend, or the empty text."""
     if rows_per_step % world:  # some rank would gather blocks once less than the others
-        problem = f"train.batch_tokens gives {rows_per_step} rows a step, which {world} ranks cannot share evenly"
+        problem = (
+            f"train.batch_tokens gives {counted(rows_per_step, 'row')} a step, which {world} ranks cannot share evenly"
+        )
         return problem + f"; set train.batch_tokens to a multiple of {world} rows"
     if train.optimizer not in IN_PARTS:
         problem = (

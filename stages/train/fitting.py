@@ -23,6 +23,7 @@ from stages.train.optimizers import STATE_BYTES, Optimizers
 from stages.train.params import TrainParams
 from stages.train.ranks import Ranks
 from stages.train.sharding import is_sharded
+from stages.wording import counted
 
 # More did not help: two CPU cores were as fast with 1,024 tokens as with any; an H200 gains 3% from 32K to 65K.
 MOST_TOKENS = {"cpu": 1024, "cuda": 65536}
@@ -39,7 +40,11 @@ def micro_batch_rows(
         Failed: not even one row fits.
     """
     if execution.micro_batch != "auto":
-        return min(execution.micro_batch, max(1, params.batch_tokens // rows.context_length // ranks.world))
+        most = max(1, params.batch_tokens // rows.context_length // ranks.world)
+        if execution.micro_batch > most and ranks.first:
+            say(f"train: a step has {counted(most, 'row')} a process; execution.micro_batch {execution.micro_batch} is "
+                f"taken as {most}")  # fmt: skip
+        return min(execution.micro_batch, most)
     candidates = useful_rows(params.batch_tokens // rows.context_length // ranks.world, rows.context_length, ranks)
     if not ranks.device.startswith("cuda") or is_sharded(execution, ranks):  # which cannot stop within a pass
         return candidates[0]

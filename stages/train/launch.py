@@ -16,10 +16,12 @@ from pathlib import Path
 from stages.entry import Job, die_with_parent, signals
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import n_cores
-from stages.train.worker import OUTCOME, describe
+from stages.train.elastic import ENDS, LOG
+from stages.train.worker import OUTCOMES, describe
 
 # that torchrun gives its ranks after a signal before it kills them; by itself it waits for 30
 SECONDS_TO_SAVE = 120
+BY_WHOM = ", from outside: by hand, or by the kernel, where memory is short"
 
 
 def launch(job: Job, folder: Path) -> None:
@@ -27,14 +29,14 @@ def launch(job: Job, folder: Path) -> None:
 
     Raises:
         Stopped: a signal ended them.
-        BadInput, Failed: what the first rank ended with.
+        BadInput, Failed: what a rank ended with.
     """
     described = folder / "job.json"
     described.write_text(describe(job, folder), encoding="utf-8")
-    outcome = folder / OUTCOME
-    outcome.unlink(missing_ok=True)
+    for old in (folder / ENDS, *folder.glob(OUTCOMES)):
+        old.unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        sys.executable, "-m", "stages.train.elastic", str(folder), "--standalone",
         f"--nproc-per-node={job.execution.n_processes}", f"--signals-to-handle={signals_of_torchrun()}",
         "-m", "stages.train.worker", str(described),
     ]  # fmt: skip
@@ -57,14 +59,30 @@ def launch(job: Job, folder: Path) -> None:
                     passed_on = True
     if signals.received:
         raise Stopped(signal.Signals(signals.received).name)
-    if code and outcome.exists():
-        reason = json.loads(outcome.read_text(encoding="utf-8"))
-        raise (BadInput if reason["bad_input"] else Failed)(reason["message"])
     if code:
-        raise Failed(
-            f"training ended with exit code {code}; the reason stands above, or a process was killed from outside; the "
-            "same command goes on from the newest checkpoint"
-        )
+        raise reason(folder, code)
+
+
+def reason(folder: Path, code: int) -> BadInput | Failed:
+    """Why the ranks ended: what one of them says of itself, else who was killed, else that the others were missed."""
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(OUTCOMES))]
+    for outcome in told:
+        if not outcome["lost"]:
+            return (BadInput if outcome["bad_input"] else Failed)(outcome["message"])
+    ends = json.loads((folder / ENDS).read_text(encoding="utf-8")) if (folder / ENDS).exists() else {}
+    for rank, end in ends.items():
+        if end["exit_code"] < 0 and end["exit_code"] != -signal.SIGTERM:  # by which torchrun ends the others
+            name = signal.Signals(-end["exit_code"]).name
+            return Failed(
+                f"rank {rank} (process {end['pid']}) was ended by {name}{BY_WHOM if name == 'SIGKILL' else ''}; the "
+                f"same command goes on from the newest checkpoint. What torch said is in {folder / LOG}"
+            )
+    if told:
+        return Failed(told[0]["message"])
+    return Failed(
+        f"training ended with exit code {code}; the reason stands above, or in {folder / LOG}; the same command goes "
+        "on from the newest checkpoint"
+    )
 
 
 def signals_of_torchrun() -> str:

@@ -26,6 +26,7 @@ from stages.train.scaler import HALVINGS
 from stages.train.schedule import lr_multiplier
 from stages.train.step import Hook, Launched, StepResult
 from stages.train.timing import WARM_UP_STEPS
+from stages.wording import counted
 
 
 def train(run: TrainingRun, hooks: Sequence[Hook]) -> None:
@@ -112,6 +113,6 @@ def settle(run: TrainingRun, hooks: Sequence[Hook], launched: list[Launched], st
 
 def diverged(run: TrainingRun) -> str:
     return (
-        f"{run.state.consecutive_skipped} steps in a row up to step {run.state.step} had a loss or gradient that is "
-        "not finite; lower train.lr and train.muon_lr, or raise train.warmup_steps"
+        f"{counted(run.state.consecutive_skipped, 'step')} in a row up to step {run.state.step} had a loss or gradient "
+        "that is not finite; lower train.lr and train.muon_lr, or raise train.warmup_steps"
     )

@@ -21,6 +21,7 @@ from stages.tracking import Run
 from stages.train.run import TrainingRun
 from stages.train.step import Hook, StepResult
 from stages.train.timing import WARM_UP_STEPS, is_gpu
+from stages.wording import counted
 
 SHOWN = 10
 
@@ -67,7 +68,7 @@ class Profile(Hook):
             writer.writerows(kernels)
         for name in ("trace.json", "kernels.csv"):
             self.tracked.artifact(folder / name, "profile")
-        say(f"train: {n_steps} steps traced: {folder}/trace.json and kernels.csv; the most expensive:")
+        say(f"train: {counted(n_steps, 'step')} traced: {folder}/trace.json and kernels.csv; the most expensive:")
         for name, calls, microseconds, share in kernels[:SHOWN]:
             say(f"  {share:6.1%} {microseconds / 1e3:10.2f} ms {calls:6d} x {name[:90]}")
 

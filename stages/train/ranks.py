@@ -11,6 +11,7 @@ from torch import distributed
 
 from stages.errors import BadInput
 from stages.execution import Execution, n_cores
+from stages.wording import counted
 
 _left: list[object] = []
 
@@ -77,7 +78,8 @@ def join_ranks(execution: Execution, launched: bool) -> Ranks:
     if device == "cuda":
         if local_world > torch.cuda.device_count():
             raise BadInput(
-                f"execution.n_processes is {local_world}, but this machine has {torch.cuda.device_count()} GPUs"
+                f"execution.n_processes is {local_world}, but this machine has "
+                f"{counted(torch.cuda.device_count(), 'GPU')}"
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)

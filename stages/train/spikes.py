@@ -29,6 +29,7 @@ from stages.perplexity import ROWS_PER_FORWARD, token_losses
 from stages.train.journal import Journal, keep_lines
 from stages.train.run import TrainingRun
 from stages.train.step import Hook, StepResult
+from stages.wording import counted
 
 FEWEST_LOSSES = 16  # before, a jump is not told from the fall of the first steps
 SMALLEST_NOISE = 1e-3  # nats: below, rounding is all there is
@@ -63,7 +64,8 @@ class Spikes(Hook):
         what = "NOT FINITE" if result.skipped else f"SPIKE of {deviations:.1f} deviations, loss {result.loss:.4f}"
         names = ", ".join(f"{document['id']} ({document['loss']})" for document in documents[:NAMED_IN_LOG])
         self.journal.write(
-            f"step {step} {what}: {len(documents)} documents, the hardest {names}; all in monitor/{self.path.name}"
+            f"step {step} {what}: {counted(len(documents), 'document')}, the hardest {names}; "
+            f"all in monitor/{self.path.name}"
         )
 
 

@@ -31,7 +31,7 @@ MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
 
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
     # a finished run that kept several checkpoints is there to be branched from
-    with job.scratch(keep_finished=bool(train.resume_from) or job.execution.keep_checkpoints > 1) as folder:
+    with job.scratch(keep_published=bool(train.resume_from) or job.execution.keep_checkpoints > 1) as folder:
         if not (folder / "finished").exists():
             if train.resume_from and not checkpoints_in(folder):
                 begin_from(find_source(job, train), folder, job)

@@ -20,7 +20,8 @@ from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.train.params import TrainParams
 
-OUTCOME = "outcome.json"
+OUTCOMES = "outcome-*.json"
+TORCH_WORDS = "lost-rank-{rank}.log"
 LOST = (
     "another process of this training ended; its reason stands above, or it was killed from outside (by the kernel, "
     "where memory was short); the same command goes on from the newest checkpoint"
@@ -34,8 +35,23 @@ if TYPE_CHECKING:
     from stages.train.timing import Timing
 
 
+class LostRank(Failed):
+    """Another rank did not answer: it ended, and its own words, if it had any, are the reason."""
+
+
 def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool = False) -> None:
     """Trains to the end in `folder`, which then holds checkpoints, logs, metrics.json and timing.json."""
+    try:
+        _work(job, model, train, folder, launched)
+    except RuntimeError as error:
+        if not of_a_lost_rank(error):
+            raise
+        words = folder / TORCH_WORDS.format(rank=os.environ.get("RANK", "0"))
+        words.write_text(f"{error}\n", encoding="utf-8")
+        raise LostRank(f"{LOST}. What torch said is in {words}") from None
+
+
+def _work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool) -> None:
     from stages.tracking import Run, open_run
     from stages.train.journal import PROBES, Journal
     from stages.train.loop import train as loop
@@ -140,38 +156,33 @@ def main(path: Path) -> int:
     try:
         work(job, model, train, folder, launched="RANK" in os.environ)
     except (BadInput, Failed) as error:
-        tell_outcome(folder, isinstance(error, BadInput), str(error))
+        tell_outcome(folder, error)
         return 1
     except Stopped:
         return 130
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:
             raise  # says too little without its traceback
-        tell_outcome(folder, False, file_problem(error, job.execution.scratch))
+        tell_outcome(folder, Failed(file_problem(error, job.execution.scratch)))
         return 1
-    except RuntimeError as error:
-        if not of_a_lost_rank(error):
-            raise
-        tell_outcome(folder, False, f"{LOST} ({str(error).splitlines()[0][:300]})")
-        return 1
+    finally:
+        signals.deferred = True  # torchrun's to a rank that ends by itself would be a traceback
     return 0
 
 
 def of_a_lost_rank(error: RuntimeError) -> bool:
-    """Whether another rank did not answer: it ended, and its own words, if it had any, are the reason."""
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
-def tell_outcome(folder: Path, bad_input: bool, message: str) -> None:
-    """Leaves why the training ended to the process that launched it; on a full disk at least in words."""
-    if os.environ.get("RANK", "0") != "0":
-        return
+def tell_outcome(folder: Path, reason: BadInput | Failed) -> None:
+    """Leaves why this rank ended to the process that launched it; on a full disk at least in words."""
+    outcome = {"message": str(reason), "bad_input": isinstance(reason, BadInput), "lost": isinstance(reason, LostRank)}
     try:
-        write_json(folder / OUTCOME, {"bad_input": bad_input, "message": message})
+        write_json(folder / OUTCOMES.replace("*", os.environ.get("RANK", "0")), outcome)
     except OSError:
-        print(f"millrace: train: {message}", file=sys.stderr, flush=True)
+        print(f"millrace: train: {reason}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def test_worked_examples():
     assert distribution(top_k=3) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
     assert distribution(top_p=0.81) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
     assert distribution(min_p=0.25) == pytest.approx([x / 0.95 for x in (0.5, 0.3, 0.15)] + [0], rel=1e-5)
+    assert distribution(top_p=0.0) == [1, 0, 0, 0], "the most probable token is always left"
     assert distribution(top_k=2, top_p=0.6) == [1, 0, 0, 0], "top-p counts what top-k left: 0.625 is enough"
 
 
@@ -87,7 +88,7 @@ def test_draws_follow_the_distribution():
     [
         {"temperature": -1.0},
         {"top_k": -1},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.5},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},

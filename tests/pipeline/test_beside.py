@@ -103,6 +103,7 @@ def test_the_recipe_in_git_fits_params_yaml(tmp_path: Path) -> None:
         ({"n_experts": 4, "dense_layers": 1}, 2),
         ({"init_sha256": "ab" * 32}, 2),
         ({"preset": "hybrid"}, 3),
+        ({"layer_pattern": "swa", "sink_tokens": 100}, 2),
     ],
 )
 def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, layers: int) -> None:
@@ -110,7 +111,7 @@ def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, l
 
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text())
-    override_params(path, {"model": model})
+    override_params(path, {"model": model, "execution": {"activation_checkpointing": "every_3"}})
     recipe = YAML(typ="safe").load((ROOT / "recipes" / "smoke.yaml").read_text())
     override_params(path, fitted(recipe, ParamsFile(path).values))
     values = {value.name: value.value for value in resolved(tmp_path)}
@@ -119,6 +120,8 @@ def test_smoke_takes_the_architecture_of_the_user(tmp_path: Path, model: dict, l
     assert kept.items() <= {name.removeprefix("model."): value for name, value in values.items()}.items()
     assert values["model.dense_layers"] == min(model.get("dense_layers", 0), 1)
     assert values["model.init_sha256"] == values["execution.init_from"] == ""
+    assert values["model.sink_tokens"] == min(model.get("sink_tokens", 4), 32)
+    assert values["execution.activation_checkpointing"] == f"every_{layers}"
 
 
 def test_smoke_of_a_pattern_that_is_none_leaves_it_to_be_refused() -> None:

@@ -36,7 +36,7 @@ def write_params(root: Path, **train: object) -> None:
 
 
 def scratch(root: Path) -> Path:
-    with job_in(root, TRAIN, KEEPING).scratch(keep_finished=True) as folder:
+    with job_in(root, TRAIN, KEEPING).scratch(keep_published=True) as folder:
         return folder
 
 

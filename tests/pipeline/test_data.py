@@ -143,7 +143,7 @@ def test_validate_names_every_bad_file_and_row(tmp_path: Path, millrace) -> None
     (inputs / "f.png").write_text("no document")
     code, out, errors = millrace(tmp_path, "validate")
     assert code == 2
-    assert "6 files" not in out and "5 files" in out and "4 are bad; 1 files of other kinds are left out" in out
+    assert "6 files" not in out and "5 files" in out and "4 files cannot be used; 1 file of other kinds left out" in out
     problems = [line.removeprefix(f"{inputs}/") for line in errors.splitlines()]
     places = [problem.split(": ")[1] for problem in problems[1:5]]
     assert places == [f"row {row}" for row in (3, 4, 5, 8)] and "a.jsonl: row 2: byte 27 (0xe9)" in problems[0]
@@ -155,9 +155,19 @@ def test_validate_names_every_bad_file_and_row(tmp_path: Path, millrace) -> None
     assert code == 2 and checked[0]["documents"] == 3 and len(checked[0]["problems"]) == 5
 
 
+def test_validate_tells_of_what_clean_will_drop_or_take_out(workspace: Path, tmp_path: Path, millrace) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": null}\n{"text": ""}\n{"text": "a\\u0000b"}\n')
+    code, out, _ = millrace(workspace, "validate", str(path))
+    assert code == 0 and out.endswith(
+        "all can be used; 2 documents without text, which clean will drop; 1 document with NUL characters, which clean "
+        "will take out\n"
+    )
+
+
 def test_validate_of_good_files_ends_with_0(workspace: Path, millrace) -> None:
     code, out, _ = millrace(workspace, "validate")
-    assert code == 0 and out.startswith("2 files, 70 documents, ") and out.endswith("0 are bad\n")
+    assert code == 0 and out.startswith("2 files, 70 documents, ") and out.endswith("; all can be used\n")
     code, _, error = millrace(workspace, "validate", "--column", "content")
     assert code == 2 and error.count("no column 'content'") == 70
     code, _, error = millrace(workspace, "validate", "nowhere")

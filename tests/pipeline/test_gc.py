@@ -17,7 +17,7 @@ from pipeline.gc import sharing_worktrees, why_not
 from pipeline.locked import Locked
 from pipeline.revisions import Revision, commit_of
 from pipeline.smoke import alone_in
-from stages.entry import Job
+from stages.entry import PUBLISHED, Job
 from stages.errors import BadInput
 from tests.pipeline.ablation_repository import variables
 from tests.pipeline.tiny_repository import command, dvc
@@ -63,12 +63,12 @@ def test_scratch_goes_when_it_is_done_or_old_and_nobody_works_there(
     monkeypatch.chdir(abl)
     base = abl / ".dvc" / "tmp" / "millrace"
 
-    def folder(name: str, days: float = 0, finished: bool = False) -> Path:
+    def folder(name: str, days: float = 0, published: bool = False) -> Path:
         path = base / "train" / name
         path.mkdir(parents=True)
         (path / "step").write_text("x" * 1000)
-        if finished:
-            (path / "finished").touch()
+        if published:
+            (path / PUBLISHED).touch()
         for each in (path / "step", path):
             os.utime(each, (time.time() - days * 86400,) * 2)
         return path
@@ -79,12 +79,12 @@ def test_scratch_goes_when_it_is_done_or_old_and_nobody_works_there(
     (base / "train" / "notes").mkdir()
     job = Job("train", abl)
     with job.scratch() as at_work:
-        done = folder("a" * 16, finished=True)
-        (at_work / "finished").touch()  # while it publishes
+        done = folder("a" * 16, published=True)
+        (at_work / PUBLISHED).touch()  # of which another is still copying
         cli.main(["gc", "--yes"], standalone_mode=False)
         assert at_work.exists()
     said = capsys.readouterr().out
-    assert "finished and published" in said and "unfinished, untouched for 9 days" in said
+    assert "finished and published" in said and "unpublished, untouched for 9 days" in said
     assert [path.exists() for path in (done, old, new, dead, base / "train" / "notes")] == [
         False,
         False,
@@ -117,7 +117,7 @@ def test_of_a_scratch_elsewhere_only_folders_of_stages_go(
     theirs = [elsewhere / name for name in ("worktrees/thesis", "ablations/x/desk", "smoke", "othertool/" + "0" * 16)]
     for folder in (ours, desk, smoke, *theirs):
         folder.mkdir(parents=True)
-        (folder / "finished").write_text("x")
+        (folder / PUBLISHED).write_text("x")
     cli.main(["gc", "--yes"], standalone_mode=False)
     said = capsys.readouterr().out
     assert str(ours) in said and not ours.exists() and not desk.exists() and not smoke.exists()
@@ -134,7 +134,7 @@ def test_checkpoints_that_were_kept_to_branch_from_stay(
     for step in (100, 200, 300):
         (folder / f"step-{step:08d}").mkdir(parents=True)
     (folder / "metrics.json").write_text('{"best_step": 200, "steps": 300}')
-    (folder / "finished").touch()
+    (folder / PUBLISHED).touch()
     cli.main(["gc", "--yes"], standalone_mode=False)
     said = capsys.readouterr().out
     assert folder.exists() and "stays" in said and "step 100 are" in said and "millrace checkpoints prune aaaa" in said

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from model.decoder import Decoder
-from model.wide import can_widen, widen
 from serving.reader import Reader
 from serving.rows import Rows, joined
+from serving.wide import can_widen, widen
 from tests.model.test_decoder import decoder
 
 pytest.importorskip("triton")

@@ -8,6 +8,7 @@ import time
 import httpx
 import openai
 import pytest
+import torch
 
 from serving.engine import Engine
 from serving.gate import Limits
@@ -100,6 +101,46 @@ def test_logprobs_of_both_kinds(client):
     assert [token.token for token in streamed] == [token.token for token in content]
 
 
+def test_a_prompt_is_scored_as_evaluation_harnesses_ask_for_it(client, exported):
+    """Token by token as the model does in one pass, in prompts shorter and longer than what is read at once."""
+    prompts = [[5 + number * 7 % 290 for number in range(size)] for size in (1, 2, 16, 17, 128)]
+    found = complete(client, prompt=prompts, max_tokens=0, echo=True, logprobs=2)
+    assert found.usage.completion_tokens == 0
+    for prompt, choice in zip(prompts, found.choices, strict=True):
+        with torch.no_grad():
+            logprobs_TV = exported.model(torch.tensor([prompt]))[0].double().log_softmax(-1)
+        expected = [float(logprobs_TV[place, token]) for place, token in enumerate(prompt[1:])]
+        told = choice.logprobs
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+        best = logprobs_TV.max(-1).values.tolist()[:-1]
+        assert [max(top.values()) for top in told.top_logprobs[1:]] == pytest.approx(best, abs=1e-4)
+        assert len(told.tokens) == len(told.text_offset) == len(prompt) and choice.finish_reason == "length"
+        assert choice.text == exported.tokenizer.decode(prompt)
+
+
+def test_a_scored_prompt_goes_on_as_one_that_is_not(client):
+    plain = complete(client, prompt=["Returns the", "A sparse"], temperature=0, logprobs=1)
+    scored = complete(client, prompt=["Returns the", "A sparse"], temperature=0, logprobs=1, echo=True)
+    assert scored.usage == plain.usage
+    for one, other, prompt in zip(plain.choices, scored.choices, ("Returns the", "A sparse"), strict=True):
+        assert other.text == prompt + one.text
+        assert other.logprobs.tokens[-12:] == one.logprobs.tokens
+        assert other.logprobs.token_logprobs[-12:] == pytest.approx(one.logprobs.token_logprobs, abs=1e-5)
+
+
+def test_nothing_is_written_where_nothing_is_asked_for(client):
+    assert complete(client, max_tokens=0).choices[0].text == ""
+    assert complete(client, max_tokens=0, echo=True, n=2).choices[1].text == "Returns the"
+    (*_, last) = complete(client, max_tokens=0, stream=True)
+    assert last.choices[0].finish_reason == "length"
+
+
+def test_top_p_of_0_leaves_the_most_probable_token(client):
+    greedy = complete(client, temperature=0).choices[0].text
+    assert complete(client, temperature=1, top_p=0, seed=3).choices[0].text == greedy
+
+
 def test_the_asynchronous_client_and_many_at_once(server):
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
@@ -118,7 +159,9 @@ def test_a_chat_sends_no_special_tokens_of_its_own(client, exported):
 @pytest.mark.parametrize(
     ("path", "change", "status", "said"),
     [
-        ("completions", {"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
+        ("chat/completions", {"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
+        ("completions", {"echo": True, "stream": True}, 400, "echo: not with stream"),
+        ("completions", {"max_tokens": -1}, 400, "max_tokens: Input should be greater than or equal to 0"),
         ("completions", {"max_tokens": True}, 400, "max_tokens: Input should be a valid integer"),
         ("completions", {"temperature": True}, 400, "temperature: Input should be a valid number"),
         ("completions", {"seed": "1"}, 400, "seed: Input should be a valid integer"),

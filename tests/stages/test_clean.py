@@ -24,7 +24,7 @@ OFF = CleanParams(recipe="none")
 HALVES = SplitParams(validation=0.3, test=0.3)
 
 
-def corpus(root: Path, texts: list[str]) -> None:
+def corpus(root: Path, texts: list[str | None]) -> None:
     """A corpus of the user's own: one JSON line a text, read by the stage download."""
     (root / "inputs").mkdir(exist_ok=True)
     (root / "inputs/a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -77,6 +77,17 @@ def test_every_document_gets_a_verdict_and_every_reason_is_counted(tmp_path: Pat
     assert metrics["dropped.min_words"] == 1 and metrics["dropped.empty"] == 1 and metrics["dropped.max_words"] == 0
     assert metrics["bytes_in"] == sum(len(text.encode()) for text in texts)
     assert metrics["bytes_out"] == sum(len(text.encode()) for text in texts[:60])
+
+
+def test_null_is_dropped_and_nul_is_taken_out_and_both_are_told(tmp_path: Path, capsys) -> None:
+    corpus(tmp_path, [f"{PROSE} Number {number}." for number in range(60)] + [None, "one\0two\0 three"])
+    metrics = clean(tmp_path)
+    assert metrics["dropped.empty"] == 1 and metrics["documents_with_nul"] == 1
+    assert (
+        "kept 61 of 62 documents; dropped {'empty': 1}; took NUL characters out of 1 document\n"
+        in capsys.readouterr().out
+    )
+    assert "onetwo three" in read_table(tmp_path / "data/clean/documents")["text"].to_pylist()
 
 
 def test_the_split_is_that_of_the_raw_text(tmp_path: Path) -> None:

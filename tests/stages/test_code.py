@@ -149,8 +149,19 @@ def test_bad_params_of_any_section_stop_before_any_work(copy: Path, section: str
             {"train": {"precision": "fp8", "fp8_min_width": 64}, "execution": {"device": "cpu"}},
             "train.precision: fp8 needs a GPU, but execution.device is cpu",
         ),
-        ({"execution": {"device": "cpu", "attention_backend": "fa4"}}, "attention_backend: fa4 runs on GPUs only"),
+        (
+            {"execution": {"device": "cpu", "attention_backend": "fa4"}},
+            "attention_backend: fa4 runs on GPUs .*; set it to auto$",
+        ),
         ({"execution": {"device": "cpu", "cuda_graphs": True}}, "execution.cuda_graphs: true, but execution.device is"),
+        (
+            {"execution": {"activation_checkpointing": "every_99"}},
+            "activation_checkpointing: every_99, but the model has 3 layers, .* set it to every_3 or less, full,",
+        ),
+        (
+            {"model": {"layer_pattern": "swa", "sink_tokens": 256}},
+            "model.sink_tokens: 256 are all of a row of pack.context_length 256, so no window .* set it to a few",
+        ),
         ({"model": {"dropout": 0.1}, "execution": {"cuda_graphs": True}}, "cuda_graphs: true, but what model.dropout"),
         (
             {"train": {"optimizer": "adamw_8bit"}, "execution": {"sharding": "full", "n_processes": 2}},
@@ -163,6 +174,19 @@ def test_a_training_that_no_machine_could_do_is_refused_before_any_work(
 ) -> None:
     for section, values in changes.items():
         edit_params(copy, section, **values)
+    with pytest.raises(BadInput, match=problem):
+        run(Job("code", copy))
+
+
+def test_a_source_that_no_file_has_is_refused_before_any_work(copy: Path) -> None:
+    for name in ("wiki/a.txt", "news/b.jsonl"):
+        (copy / "inputs" / name).parent.mkdir(parents=True)
+        (copy / "inputs" / name).write_text("text")
+    edit_params(copy, "download", source="files")
+    edit_params(copy, "pack", mixture={"wiki": 2.0, "mews": 0.5})
+    problem = (
+        r"params.yaml:\d+: pack.mixture: no file in inputs is of the source 'mews'; did you mean news\? There are news"
+    )
     with pytest.raises(BadInput, match=problem):
         run(Job("code", copy))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,28 +22,28 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class ToyParams(Section):
-    size: int = 1
+    amount: int = 1  # of a param named `size` DVC's run cache knows no value: dict_sha256(exclude=["size", "nfiles"])
 
 
 def toy(job: Job, toy: ToyParams) -> None:
     """A stage of one section."""
 
 
-def workspace(root: Path, size: int = 1) -> Path:
+def workspace(root: Path, amount: int = 1) -> Path:
     """A repository with one stage, `toy`, that reads the section `toy` and the folder data/input."""
     (root / "data/input").mkdir(parents=True, exist_ok=True)
     (root / "data/input/part").write_text("content")
     (root / "data/code").mkdir(exist_ok=True)
     (root / "data/code/toy.json").write_text("{}")
-    (root / "params.yaml").write_text(f"toy: {{size: {size}}}\nexecution: {{threads: 1}}\n")
+    (root / "params.yaml").write_text(f"toy: {{amount: {amount}}}\nexecution: {{threads: 1}}\n")
     (root / "dvc.yaml").write_text(
         "stages:\n  toy: {cmd: python toy.py, params: [toy], deps: [data/code/toy.json, data/input]}\n"
     )
     return root
 
 
-def job_of(root: Path, size: int = 1) -> Job:
-    return prepare_job("toy", toy, workspace(root, size))
+def job_of(root: Path, amount: int = 1) -> Job:
+    return prepare_job("toy", toy, workspace(root, amount))
 
 
 # Publishing
@@ -117,7 +118,7 @@ def test_equal_values_are_equal_bytes(tmp_path):
 
 def test_the_digest_changes_with_params_inputs_and_code_and_with_nothing_else(tmp_path, monkeypatch):
     original = job_of(tmp_path).digest()
-    assert job_of(tmp_path, size=2).digest() != original
+    assert job_of(tmp_path, amount=2).digest() != original
     assert job_of(tmp_path).digest() == original
     monkeypatch.setenv("MILLRACE_EXECUTION__THREADS", "7")
     job = job_of(tmp_path)
@@ -140,21 +141,26 @@ def test_the_digest_does_not_know_where_the_workspace_is(tmp_path):
 # Scratch
 
 
-def test_scratch_goes_on_and_finished_folders_of_other_work_go(tmp_path):
+def test_scratch_goes_on_and_published_folders_of_other_work_go(tmp_path):
     with job_of(tmp_path).scratch() as folder:
         (folder / "half").touch()
-    with job_of(tmp_path, size=2).scratch() as other:
-        (other / "finished").touch()
+    job = job_of(tmp_path, amount=2)
+    with job.scratch() as other:
+        stage_files(job, "new")
+    with job_of(tmp_path).scratch():
+        assert other.exists(), "what is not published stays"
+    job_of(tmp_path, amount=2)
+    job.publish()
     with job_of(tmp_path).scratch() as again:
         assert again == folder and (again / "half").exists(), "what was begun goes on"
-        assert not other.exists(), "what was finished is published"
-    with job_of(tmp_path, size=3).scratch():
-        assert folder.exists(), "what is unfinished stays"
+        assert not other.exists(), "what is published goes"
+    with job_of(tmp_path, amount=3).scratch():
+        assert folder.exists(), "what was begun stays"
 
 
-def test_a_finished_folder_that_another_process_publishes_from_stays(tmp_path):
-    with job_of(tmp_path, size=2).scratch() as other:
-        (other / "finished").touch()
+def test_a_published_folder_that_another_process_publishes_from_stays(tmp_path):
+    with job_of(tmp_path, amount=2).scratch() as other:
+        (other / entry.PUBLISHED).touch()
         with job_of(tmp_path).scratch():
             assert other.exists()
     with job_of(tmp_path).scratch():
@@ -180,7 +186,7 @@ PROGRAM = """
     from stages.params import Section
 
     class ToyParams(Section):
-        size: int = 1
+        amount: int = 1
 
     def run(job: Job, toy: ToyParams) -> None:
     {body}
@@ -196,6 +202,16 @@ BODIES = {
     "full": "Path('/dev/full').open('w', buffering=1).write('x\\n')",
     "wait": "(job.staging / 'out').touch(); Path('started').touch(); [time.sleep(0.01) for _ in range(6000)]",
     "publishing": "entry.sync = lambda path: os.kill(os.getpid(), signal.SIGTERM); (job.staging / 'out').touch()",
+    "edited": """
+        text = Path('params.yaml').read_text()
+        with job.scratch() as folder:
+            if not (folder / 'done').exists():
+                print('works with', toy.amount)
+                (folder / 'done').write_text(str(toy.amount))
+                if wish := Path('wish').exists() and Path('wish').read_text():
+                    Path('params.yaml').write_text(text.replace(*wish.split(' -> ')))
+            (job.staging / 'out').write_text((folder / 'done').read_text())
+    """,
     "locked": """
         with job.scratch() as folder:
             print("in scratch", flush=True)
@@ -282,6 +298,75 @@ def test_a_second_process_waits_for_the_scratch_folder(tmp_path):
     assert first.returncode == second.returncode == 0
 
 
+# Params that are edited while a stage runs: DVC reads them when it has ended
+
+
+def run_with(root: Path, wish: str) -> tuple[int, str, str]:
+    """The stage, which works once for each value of its params and there edits params.yaml as wished."""
+    (root / "wish").write_text(wish)
+    process = start(root, "edited")
+    said, errors = process.communicate(timeout=60)
+    return process.returncode, said, errors
+
+
+def test_params_edited_while_the_stage_runs_are_named_and_its_work_is_not_lost(tmp_path):
+    code, said, errors = run_with(workspace(tmp_path), "amount: 1 -> amount: 2")
+    assert (code, said) == (1, "works with 1\n") and errors.count("\n") == 1
+    assert errors.startswith(
+        "millrace: toy: params.yaml: edited while the stage ran: toy.amount from 1 to 2; the result"
+    )
+    assert not (tmp_path / "data/toy/out").exists()
+    assert run_with(tmp_path, "")[:2] == (0, "works with 2\n")
+    assert (tmp_path / "data/toy/out").read_text() == "2"
+    workspace(tmp_path, amount=1)
+    assert run_with(tmp_path, "")[:2] == (0, ""), "the work with 1 is taken from scratch"
+    assert (tmp_path / "data/toy/out").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "wish", ["threads: 1 -> threads: 2", "amount: 1 -> amount: 0x1", "toy: -> other: {key: 1}\ntoy:"]
+)
+def test_an_edit_of_what_the_stage_does_not_depend_on_is_none(tmp_path, wish):
+    assert run_with(workspace(tmp_path), wish) == (0, "works with 1\n", "")
+
+
+def test_a_stage_that_depends_on_the_whole_file_compares_the_whole_file(tmp_path):
+    graph = "stages: {toy: {cmd: python toy.py, params: [toy], deps: [params.yaml]}}"
+    (workspace(tmp_path) / "dvc.yaml").write_text(graph)
+    code, _, errors = run_with(tmp_path, "threads: 1 -> threads: 2")
+    assert code == 1 and "edited while the stage ran: execution.threads from 1 to 2; " in errors
+    _, _, errors = run_with(tmp_path, "amount: 1} -> amount: 1}\nother: {a: 1, b: 1, c: 1, d: 1}")
+    assert "other.a from (none) to 1, other.b from (none) to 1, other.c from (none) to 1 and 1 more; " in errors
+
+
+def test_dvc_records_no_result_as_that_of_params_which_came_later(tmp_path):
+    def dvc(*command: str) -> str:
+        variables = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        }
+        done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=root, env=variables, capture_output=True)
+        return (done.stdout + done.stderr).decode()
+
+    root = workspace(tmp_path)
+    graph = "stages: {toy: {cmd: exec python toy.py, params: [toy], deps: [data/input], outs: [data/toy/out]}}"
+    (root / "dvc.yaml").write_text(graph)
+    dvc("init", "--quiet", "--no-scm")
+    assert run_with(root, "") == (0, "works with 1\n", "")  # which writes toy.py
+    shutil.rmtree(root / ".dvc/tmp")
+    (root / "wish").write_text("amount: 1 -> amount: 2")
+    assert "toy.amount from 1 to 2" in dvc("repro")
+    assert not (root / "dvc.lock").exists()
+    (root / "wish").write_text("")
+    assert "works with 2" in dvc("repro") and "amount: 2" in (root / "dvc.lock").read_text()
+    workspace(root, amount=1)
+    (root / "dvc.yaml").write_text(graph)
+    said = dvc("repro")
+    assert "Running stage 'toy'" in said and "works with" not in said
+    assert "amount: 1" in (root / "dvc.lock").read_text() and (root / "data/toy/out").read_text() == "1"
+
+
 # What cannot be used
 
 
@@ -298,7 +383,7 @@ def test_a_graph_that_lists_other_sections_than_the_code_reads_is_refused(tmp_pa
 
 
 def test_a_param_of_dvc_yaml_names_an_input(tmp_path):
-    (workspace(tmp_path) / "params.yaml").write_text("toy: {size: 1}\nsource: {folder: data/input}\n")
+    (workspace(tmp_path) / "params.yaml").write_text("toy: {amount: 1}\nsource: {folder: data/input}\n")
     (tmp_path / "dvc.yaml").write_text("stages: {toy: {params: [toy], deps: ['${source.folder}']}}")
     assert prepare_job("toy", toy, tmp_path).inputs == ("data/input",)
 
@@ -313,5 +398,7 @@ def test_signals_can_be_deferred():
 
 
 def test_params_reach_the_stage(tmp_path):
-    job = job_of(tmp_path, size=5)
-    assert job.sections == {"toy": ToyParams(size=5)} and json.dumps(entry.plain(job.sections["toy"])) == '{"size": 5}'
+    job = job_of(tmp_path, amount=5)
+    assert (
+        job.sections == {"toy": ToyParams(amount=5)} and json.dumps(entry.plain(job.sections["toy"])) == '{"amount": 5}'
+    )

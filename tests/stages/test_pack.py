@@ -23,6 +23,7 @@ from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run as run_tokenizer
 from stages.tokens import IGNORED_LABEL, TokenRows
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
+from stages.wording import counted
 from tests.stages.corpus import ONE_WORKER, Document, prose, run_stage, write_corpus
 from tests.stages.normalised import normalised_words
 
@@ -277,7 +278,10 @@ def test_pack_counts_leaks_and_names_the_first(tmp_path, capsys):
     write_corpus(tmp_path, corpus)
     run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
     count = json.loads((packed(tmp_path) / "metrics.json").read_text())["near_duplicates_across_splits"]
-    assert f"pack: warning: {count} training documents nearly repeat a reserved one" in capsys.readouterr().out
+    assert (
+        f"pack: warning: {counted(count, 'near-repeat')} of reserved documents in train (Jaccard"
+        in capsys.readouterr().out
+    )
     found = leaks.find_leaks(Job("pack", tmp_path, ONE_WORKER), packed_parts(tmp_path))
     assert len(found) == count
     write_corpus(tmp_path, corpus, removed=[leak.training_id for leak in found])
@@ -313,7 +317,9 @@ def test_a_keep_list_of_another_corpus_is_refused(tmp_path):
     write_corpus(tmp_path, documents())
     keep = tmp_path / "data/dedup/keep.parquet"
     pq.write_table(pa.table({"id": ["d1", "d2", "elsewhere"]}), keep)
-    with pytest.raises(BadInput, match=r"keep.parquet: lists 3 documents, of which 2 are in .*; run `dvc repro dedup`"):
+    with pytest.raises(
+        BadInput, match=r"keep.parquet: lists 3 documents, of which 2 stand in .*; run `dvc repro dedup`"
+    ):
         packed_parts(tmp_path)
 
 

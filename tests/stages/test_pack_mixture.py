@@ -155,6 +155,12 @@ def test_an_impossible_mixture_is_refused(root: Path, mixture: dict[str, float],
         packed(root, mixture=mixture)
 
 
+def test_an_unknown_source_is_refused_before_anything_is_encoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.pack.stage.encode_parts", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(BadInput, match="pack.mixture: no training document has the source 'evn'; did you mean even"):
+        packed(root, mixture={"odd": 2, "evn": 2})
+
+
 @pytest.mark.parametrize("value", [{"a": -1}, {"a": float("nan")}, {"a": "2"}, {"a": 5000}])
 def test_repeats_are_numbers(value: dict) -> None:
     with pytest.raises(ValueError, match="mixture"):
@@ -173,7 +179,7 @@ def test_training_documents_with_evaluation_text_go_and_are_told(root: Path, cap
     assert json.loads((out / "metrics.json").read_text())["contaminated_documents"] == 1
     assert not any("Danube" in text for text in texts(root)) and len(texts(root)) == 59
     assert any("Passau" in text for text in texts(root, "validation")), "reserved text is never removed"
-    assert "questions.jsonl: 5 13-grams of 2 texts; 1 are shorter than 13 words" in capsys.readouterr().out
+    assert "questions.jsonl: 5 13-grams of 2 texts; 1 of less than 13 words can find nothing" in capsys.readouterr().out
     (record,) = pq.read_table(out / "documents/contaminated.parquet").to_pylist()
     assert record["id"] == "d3" and record["file"] == "questions.jsonl" and record["ngrams"] == 2
     assert record["first"] == "which of the three old rivers that meet below the town of passau"

@@ -148,7 +148,7 @@ def test_a_disk_that_fills_during_a_save_leaves_the_checkpoint_before_it_good(pa
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if ended.returncode == 77 or "unshare" in ended.stderr:
         pytest.skip("no file system can be mounted here")
-    reason = json.loads((folder / "outcome.json").read_text())["message"]
+    reason = json.loads((folder / "outcome-0.json").read_text())["message"]
     assert ended.returncode == 1 and reason.startswith("the disk is full"), ended.stderr
     assert [path.name for path in folder.glob("step-*")] == ["step-00000000"]
     resumed = run_in(packed, train, execution)

@@ -154,5 +154,7 @@ def test_a_training_that_has_begun_goes_on_without_the_folder(packed, tmp_path, 
 
 
 def test_a_backend_that_cannot_is_refused_before_training(packed):
-    with pytest.raises(BadInput, match="params.yaml: execution.attention_backend flex: flex runs on GPUs only"):
+    with pytest.raises(
+        BadInput, match="params.yaml: execution.attention_backend flex: flex runs on GPUs only; set it to auto$"
+    ):
         train_model(packed, MODEL, EXECUTION.model_copy(update={"attention_backend": "flex"}))

@@ -98,9 +98,13 @@ def test_tokens_that_16_does_not_divide_go_without_8_bits():
     )
 
 
-def test_no_more_rows_at_once_than_a_rank_has(packed):
+def test_no_more_rows_at_once_than_a_rank_has_and_it_is_said(packed, capsys):
     rows = TokenRows(packed / "data/pack/train")
+    assert micro_batch_rows(nn.Identity(), None, TRAIN, Execution(micro_batch=8), ONE, rows) == 8
+    assert capsys.readouterr().out == ""
     assert micro_batch_rows(nn.Identity(), None, TRAIN, Execution(micro_batch=64), ONE, rows) == 8
+    said = "train: a step has 8 rows a process; execution.micro_batch 64 is taken as 8\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_block_keeps_less():

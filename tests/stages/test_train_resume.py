@@ -24,7 +24,7 @@ KEEPING = EXECUTION.model_copy(update={"keep_checkpoints": 9, "checkpoint_interv
 def checkpoint(root: Path, train: TrainParams, step: int) -> Path:
     """A checkpoint of the finished run with these params, elsewhere: as from `dvc get`."""
     run_in(root, train, KEEPING)
-    with job_in(root, train, KEEPING).scratch(keep_finished=True) as folder:
+    with job_in(root, train, KEEPING).scratch(keep_published=True) as folder:
         kept = root / f"kept-{step}"
         shutil.copytree(checkpoints_in(folder)[step], kept)
     return kept
@@ -80,7 +80,7 @@ def test_killed_after_its_first_step_a_branch_needs_its_source_no_more(packed: P
     source = checkpoint(packed, STEADY, 8)
     train = begun_with(source, STEADY, muon_lr=0.001)
     expected = (run_in(packed, train, KEEPING) / "last" / MANIFEST).read_bytes()
-    with job_in(packed, train, KEEPING).scratch(keep_finished=True) as folder:
+    with job_in(packed, train, KEEPING).scratch(keep_published=True) as folder:
         shutil.rmtree(folder)
     job = job_in(packed, train, KEEPING)
     job.prepare()
@@ -149,7 +149,7 @@ def test_in_mlflow_a_run_goes_on_and_a_branch_has_the_curve_of_both(packed: Path
         return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss"))
 
     first = run_of(run_in(packed, STEADY, tracked))
-    with job_in(packed, STEADY, tracked).scratch(keep_finished=True) as folder:
+    with job_in(packed, STEADY, tracked).scratch(keep_published=True) as folder:
         sums = {step: file_sha256(path / MANIFEST) for step, path in checkpoints_in(folder).items()}
     trunk = curve(first)
     assert [step for step, _ in trunk] == [*range(1, 13)]

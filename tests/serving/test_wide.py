@@ -8,9 +8,9 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.wide import WideLinear, can_widen, wide_product, widen
 from serving.reader import Reader
 from serving.rows import Rows
+from serving.wide import WideLinear, can_widen, wide_product, widen
 from tests.model.test_decoder import decoder, tokens
 
 CAPACITY = 24

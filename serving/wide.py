@@ -11,17 +11,13 @@ caches alone are bf16. Serving asks for it: a few rows are nothing beside the we
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import Attention
+from model.decoder import Decoder
 from model.mlp import GatedMLP, PlainMLP
-
-if TYPE_CHECKING:
-    from model.decoder import Decoder
 
 NARROW = (torch.bfloat16, torch.float16)
 PARTS = (Attention, GatedMLP, PlainMLP)
@@ -46,6 +42,13 @@ class WideLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.float()
 
 
+class WideDecoder(Decoder):
+    """A decoder whose head is one of these products as well; the matrix may be the embedding's."""
+
+    def head_product(self, hidden_BTC: Tensor) -> Tensor:
+        return wide_product(hidden_BTC, self.embedding.weight if self.head is None else self.head.weight)
+
+
 def can_widen(model: Decoder) -> bool:
     """Whether all matrices are plain ones of known parts; one's own may multiply what they get by their weights."""
     if model.embedding.weight.dtype not in NARROW or model.config.own_parts:
@@ -59,6 +62,8 @@ def can_widen(model: Decoder) -> bool:
 
 def widen(model: nn.Module) -> None:
     """Gives it such matrices, in place; weights stay where they are."""
+    if type(model) is Decoder:  # others have a head of their own
+        model.__class__ = WideDecoder
     for name, part in list(model.named_modules()):
         if type(part) in PARTS:
             for child, matrix in list(part.named_children()):

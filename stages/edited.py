@@ -1,0 +1,49 @@
+"""Whether params.yaml says at the end of a stage what it said when the stage read it.
+
+DVC reads params when a stage has ended. Edited in between, it would record a result of the old values as one of the
+new ones, in dvc.lock and in its run cache, and never make the true one:
+
+    train begins with lr 0.02 ... params.yaml: lr: 0.01 ... train ends, dvc.lock: lr 0.01, weights of 0.02
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.errors import Failed
+from stages.params import ParamsFile
+
+SHOWN = 3  # keys in a message
+ABSENT = "(none)"
+
+
+def refuse_edited(path: Path, then: Mapping[str, Any], sections: Iterable[str] | None = None) -> None:
+    """Raises Failed if a key of `sections`, by default of all, is no longer what it was `then`."""
+    now = ParamsFile(path).values
+    names = dict.fromkeys([*then, *now]) if sections is None else sections
+    edits = [edit for name in names for edit in differences(then.get(name), now.get(name), name)]
+    if edits:
+        more = f" and {len(edits) - SHOWN} more" if edits[SHOWN:] else ""
+        raise Failed(
+            f"{path.name}: edited while the stage ran: {', '.join(edits[:SHOWN])}{more}; the result is of the old "
+            "values and stays in scratch: `dvc repro` takes it from there if you put them back, or works with new ones"
+        )
+
+
+def differences(then: Any, now: Any, name: str) -> Iterator[str]:
+    """Example: "train.lr from 0.02 to 0.01" for each value that differs. A section without keys is as good as none."""
+    if isinstance(then, Mapping) or isinstance(now, Mapping):
+        then, now = then or {}, now or {}
+        if isinstance(then, Mapping) and isinstance(now, Mapping):
+            for key in dict.fromkeys([*then, *now]):
+                yield from differences(then.get(key, ABSENT), now.get(key, ABSENT), f"{name}.{key}")
+            return
+    if then != now:
+        yield f"{name} from {_short(then)} to {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}.."

@@ -45,8 +45,8 @@ def test_a_prompt_may_take_more_than_one_step_to_read(engine, capsys):  # noqa: 
 
 
 def test_what_cannot_be_is_refused(folder, tmp_path):  # noqa: F811
-    with pytest.raises(BadInput, match="--top-p is 0"):
-        run("generate", "x", "--model", str(folder), "--top-p", "0")
+    with pytest.raises(BadInput, match="--top-p is -1"):
+        run("generate", "x", "--model", str(folder), "--top-p", "-1")
     with pytest.raises(BadInput, match="shorten it"):
         run("generate", "word " * 200, "--model", str(folder))
     with pytest.raises(BadInput, match=r"no config\.json"):

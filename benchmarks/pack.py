@@ -30,8 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.execution import Execution
+from stages.files import file_sha256
 from stages.kept import kept_parts
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
 from stages.pack.plan import make_plan

@@ -61,7 +61,7 @@ def show(run: str, step: int | None) -> None:
     """
     from pipeline.runs import present, read, run_named, train_job
     from stages.checkpoint import MANIFEST, checkpoints_in
-    from stages.entry import file_sha256
+    from stages.files import file_sha256
     from stages.train.origin import RUN_FILE, changed_code, changes, table
 
     root = _root()

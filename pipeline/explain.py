@@ -256,7 +256,7 @@ def md5_as_written(fingerprint: dict) -> str:
     import tempfile
 
     from pipeline.locked import file_md5
-    from stages.entry import write_json
+    from stages.files import write_json
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fingerprint.json"

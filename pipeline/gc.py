@@ -187,7 +187,7 @@ def sharing_worktrees(root: Path) -> list[Path]:
 def dead_scratch(root: Path, days: float) -> Iterator[Garbage]:
     """Scratch that nobody works in and nobody needs."""
     from pipeline.ablation.runner import dead_copies
-    from stages.entry import exclusive
+    from stages.locks import exclusive
 
     for folder in work_folders(root):
         with exclusive(folder) as free:
@@ -269,7 +269,7 @@ def free_of_others(folder: Path) -> bool:
 
 def remove(folder: Path) -> bool:
     """Removes a folder of scratch, unless somebody has begun to work in it meanwhile."""
-    from stages.entry import exclusive
+    from stages.locks import exclusive
 
     if DIGEST.fullmatch(folder.name):
         with exclusive(folder) as free:

@@ -149,7 +149,7 @@ def check(job: Job) -> None:
 
 def check_files(folder: Path) -> None:
     """Finds a file of the export that is not the one its manifest describes: a version goes by the manifest's hash."""
-    from stages.entry import file_sha256
+    from stages.files import file_sha256
 
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     listed = {one["file"]: one["sha256"] for one in manifest["files"]}
@@ -168,7 +168,7 @@ def _dependency(entry: dict[str, Any] | None, path: str) -> str:
 
 def run_key(job: Job) -> str:
     """The key of the training's run; where only the export was pulled, one made of its manifest."""
-    from stages.entry import file_sha256
+    from stages.files import file_sha256
 
     state = job.root / "data" / "train" / "best" / "state.json"
     if state.is_file():

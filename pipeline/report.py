@@ -145,7 +145,7 @@ def newest_training(root: Path) -> Path:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the lock of this scratch folder (stages/entry.py)."""
+    """Whether a process holds the lock of this scratch folder (stages/locks.py)."""
     with folder.with_name(f"{folder.name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -103,7 +103,8 @@ def adopt(root: Path, old: Path) -> None:
         BadInput: somebody trains in the old one, or the present work has checkpoints of its own.
     """
     from stages.checkpoint import checkpoints_in
-    from stages.entry import exclusive, prepare_job
+    from stages.entry import prepare_job
+    from stages.locks import exclusive
     from stages.train.resume import begin_from
     from stages.train.stage import run
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoint import MANIFEST, checkpoints_in, is_complete
-from stages.entry import Job, exclusive, file_sha256
+from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
+from stages.files import file_sha256
+from stages.locks import exclusive
 from stages.params import ParamsFile
 from stages.train.origin import RUN_FILE, changed_code, changes, described
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
-from stages.entry import file_sha256, sync, write_json
 from stages.errors import BadInput
+from stages.files import file_sha256, sync, write_json
 from stages.weights_file import readable
 
 if TYPE_CHECKING:

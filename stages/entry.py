@@ -17,7 +17,6 @@ Exit codes: 0 done, 1 failed, 2 bad params or input, 130 stopped by a signal and
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -26,21 +25,21 @@ import inspect
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from stages.edited import refuse_edited
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
+from stages.files import content_hash, sync
+from stages.locks import exclusive, locked
 from stages.params import ParamsFile, Section
-from stages.progress import say
+from stages.signals import die_with_parent, signals
 from stages.store import trim
 
 MANIFESTS_LAST = ("index.json", "manifest.json", "metrics.json")
@@ -161,7 +160,7 @@ class Job:
         base = self.scratch_base
         base.mkdir(parents=True, exist_ok=True)
         folder = base / self.digest()
-        with _locked(base / f"{folder.name}.lock"):
+        with locked(base / f"{folder.name}.lock"):
             for marker in () if keep_published else base.glob(f"*/{PUBLISHED}"):
                 if marker.parent != folder:
                     with exclusive(marker.parent) as free:
@@ -170,41 +169,6 @@ class Job:
             folder.mkdir(exist_ok=True)
             self.worked_in.append(folder)
             yield folder
-
-
-class Signals:
-    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise `Stopped`, or wait in `received` while deferred.
-
-    Training defers them to the end of its step, where the state is whole, and writes a checkpoint. SIGHUP comes
-    when the terminal or the connection ends; what nohup has started ignores it, and goes on.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.deferred = False
-
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._handle)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.received = number
-        if not self.deferred:
-            raise Stopped(signal.Signals(number).name)
-
-    @contextlib.contextmanager
-    def wait(self) -> Iterator[None]:
-        """Within this block signals only set `received`."""
-        self.deferred = True
-        try:
-            yield
-        finally:
-            self.deferred = False
-
-
-signals = Signals()
 
 
 def main(run: Callable[..., None], publishes: bool = True) -> None:
@@ -227,7 +191,7 @@ def main(run: Callable[..., None], publishes: bool = True) -> None:
         if not publishes:
             run(job, **job.sections)
             return
-        with _locked(job.root / "data" / f".{stage}.lock"), job.store_in_use():
+        with locked(job.root / "data" / f".{stage}.lock"), job.store_in_use():
             job.prepare()
             run(job, **job.sections)
             with signals.wait():
@@ -322,79 +286,6 @@ def plain(section: Any) -> Any:
 def scratch_root(root: Path) -> Path:
     """Inside the main repository, also when DVC runs the stage in a temporary copy of it."""
     return Path(os.environ.get("DVC_ROOT") or root) / ".dvc" / "tmp" / "millrace"
-
-
-RECORD = "whole.json"  # in a folder of results: sizes and times of its files (stages/tasks.py), which are no content
-
-
-def content_hash(path: Path) -> str:
-    """A hash of a file, or of the names and contents below a folder."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != RECORD)
-        parts = [f"{p.relative_to(path)}:{content_hash(p)}" for p in files]
-        return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Forces a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys and a final newline, so that equal values are equal bytes; whole or not there."""
-    beside = path.with_name(path.name + ".partial")
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def die_with_parent() -> None:
-    """Asks Linux for SIGTERM when the parent dies, so that kill -9 of it leaves no process behind."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process does the same work; waiting for {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a scratch folder, and yields True; or False where another process works in it."""
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _complain(stage: str, message: str, code: int) -> int:

@@ -26,9 +26,10 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.pattern import expand
-from stages.entry import file_sha256, plain, scratch_root
+from stages.entry import plain, scratch_root
 from stages.errors import BadInput
 from stages.execution import Execution
+from stages.files import file_sha256
 from stages.huggingface import from_huggingface
 from stages.huggingface_config import config_of, contract, vocab_size_of
 from stages.huggingface_weights import NO_WEIGHTS

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.config import ModelConfig
 from stages.checkpoint import partial_of, save_checkpoint, seal
-from stages.entry import file_sha256, plain
+from stages.entry import plain
 from stages.errors import BadInput
 from stages.exported import LENGTH_KEYS
+from stages.files import file_sha256
 from stages.first_weights import OWN_TYPE, architecture_in, our_tensors, read_object, vocabulary_in
 from stages.huggingface_weights import NO_WEIGHTS
 from stages.weights_file import AGAIN, WEIGHTS, read_tensors

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from stages.documents import shard_paths
-from stages.entry import content_hash
 from stages.errors import BadInput
+from stages.files import content_hash
 from stages.wording import counted
 
 BATCH_ROWS = 1024

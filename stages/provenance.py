@@ -20,7 +20,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.entry import Job, file_sha256
+from stages.entry import Job
+from stages.files import file_sha256
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit
 PACKAGES = ("torch", "numpy", "pyarrow", "tokenizers", "transformers", "dvc", "mlflow")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.checkpoint import refused_by_system
-from stages.entry import write_json
 from stages.errors import BadInput
+from stages.files import write_json
 from stages.first_weights import architecture_in, own_size, read_object
 from stages.weights_file import readable
 

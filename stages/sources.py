@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import formats
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.inputs import problem_of_inputs
 from stages.workers import ordered_map
 

@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.entry import RECORD, Job, sync
+from stages.entry import Job
+from stages.files import RECORD, sync
 from stages.memory import release_freed
 from stages.progress import progress
 from stages.workers import ordered_map

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.entry import write_json
+from stages.files import write_json
 from stages.mlflow_store import (
     MOST_METRICS,
     Address,

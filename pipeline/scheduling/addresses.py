@@ -36,7 +36,7 @@ class Addresses:
             return cls()
 
     def write(self, root: Path) -> None:
-        from stages.entry import write_json  # pydantic: a fifth of a second of every `--help`
+        from stages.files import write_json  # pydantic: a fifth of a second of every `--help`
 
         write_json(folder(root) / "addresses.json", dataclasses.asdict(self))
 

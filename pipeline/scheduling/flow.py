@@ -47,8 +47,8 @@ from pipeline.scheduling.artifacts import publish
 from pipeline.scheduling.gpu_slot import gpu_slot, on_gpu
 from pipeline.scheduling.server import prefect_api
 from pipeline.scheduling.states import message_of, show_waiting, why
-from stages.entry import die_with_parent
 from stages.errors import BadInput
+from stages.signals import die_with_parent
 
 GATE = "code"
 BUSY_RETRIES = 60

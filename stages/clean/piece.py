@@ -23,7 +23,7 @@ from stages.clean.params import CleanParams
 from stages.clean.rules import LINE_RULES, RULES, thresholds
 from stages.clean.text import normalise, repair
 from stages.documents import READ_OFTEN, READ_ONCE, SHARD_BYTES, write_documents
-from stages.entry import write_json
+from stages.files import write_json
 from stages.sources import Document, Part, read_part
 from stages.splits import SplitParams, split_of
 from stages.utf8 import text_buffers, text_column

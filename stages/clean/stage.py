@@ -22,8 +22,9 @@ from typing import Any
 from stages.clean.params import CleanParams
 from stages.clean.piece import LANGUAGE, clean_piece, metric_names, prepare_kernels
 from stages.clean.rules import EMPTY, RULES
-from stages.entry import Job, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import write_json
 from stages.formats import parquet_cuts
 from stages.pieces import PIECE_BYTES, groups, ranges
 from stages.progress import say

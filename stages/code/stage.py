@@ -16,8 +16,9 @@ from stages.code.combinations import check_combinations
 from stages.code.own_training import own_training_modules
 from stages.code.parts import own_modules, reachable
 from stages.code.sections import read_sections
-from stages.entry import Job, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import write_json
 from stages.fingerprint.functions import bytes_hash
 from stages.fingerprint.imports import Project
 from stages.fingerprint.memo import memo_of

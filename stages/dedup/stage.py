@@ -42,7 +42,8 @@ from stages.dedup.report import Texts, write_report
 from stages.dedup.sketch import Sketches, SketchItem, write_sketch
 from stages.dedup.stars import large_buckets, star_matches
 from stages.documents import shard_paths
-from stages.entry import Job, content_hash, write_json
+from stages.entry import Job
+from stages.files import content_hash, write_json
 from stages.progress import say
 from stages.shingles import normalisation_name
 from stages.store import save_array

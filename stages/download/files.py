@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.download.params import DownloadParams
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.formats import line_cuts
 from stages.pieces import PIECE_BYTES, groups
 from stages.progress import say

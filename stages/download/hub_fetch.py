@@ -22,8 +22,8 @@ from stages import formats
 from stages.download.hub import unusable
 from stages.download.params import DownloadParams
 from stages.download.text_shards import SCHEMA, TextShards
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.sources import SourceFile
 
 BATCH_ROWS = 1000

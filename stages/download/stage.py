@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from stages.documents import READ_ONCE, ShardWriter
 from stages.download import files, hub, hub_files, python_docs
 from stages.download.params import DownloadParams
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.progress import progress, say
 from stages.wording import counted
 

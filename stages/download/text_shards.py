@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.documents import READ_ONCE, SHARD_BYTES, shard_file
-from stages.entry import file_sha256
+from stages.files import file_sha256
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 GROUP_BYTES = 8 << 20

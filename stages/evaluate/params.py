@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stages.entry import file_sha256
+from stages.files import file_sha256
 from stages.params import Section
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

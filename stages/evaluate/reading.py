@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.checkpoint import model_config
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.errors import BadInput
 from stages.evaluate.baselines import rows_seen
 from stages.evaluate.events import Events, events_of_documents, events_of_rows
 from stages.evaluate.params import EvaluateParams
 from stages.evaluate.texts import read_documents
 from stages.evaluate.token_bytes import TokenBytes
+from stages.files import file_sha256
 from stages.progress import say
 from stages.tokens import TokenRows
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stages.checkpoint import load_model, read_json
 from stages.devices import own_gpus
-from stages.entry import Job, plain, write_json
+from stages.entry import Job, plain
 from stages.evaluate import curves
 from stages.evaluate.attention import Heads, head_scores, repeated_tokens
 from stages.evaluate.baselines import baselines
@@ -38,6 +38,7 @@ from stages.evaluate.samples import Sample, sample_texts
 from stages.evaluate.scoring import Scorer, worth_compiling
 from stages.evaluate.strided import document_nll
 from stages.evaluate.training_tab import check_curves
+from stages.files import write_json
 from stages.progress import say
 from stages.tracking import open_run
 

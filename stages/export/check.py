@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.entry import die_with_parent
+from stages.signals import die_with_parent
 from stages.tokens import TokenRows
 
 if TYPE_CHECKING:

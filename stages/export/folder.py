@@ -22,8 +22,8 @@ from typing import Any
 
 from model.config import ModelConfig
 from stages.checkpoint import refused_by_system
-from stages.entry import write_json
 from stages.export.own_code import own_settings, own_weights, write_code
+from stages.files import write_json
 from stages.huggingface import to_huggingface
 from stages.huggingface_twins import twin_of
 from stages.huggingface_weights import as_on_the_hub

@@ -25,10 +25,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.export import pyfunc
 from stages.export.promotion import Measured, comparable, lack_of, verdict
 from stages.export.snapshot import snapshot
+from stages.files import file_sha256
 from stages.progress import say
 from stages.provenance import in_experiment
 from stages.tracking import Run, Unavailable, shared_folder

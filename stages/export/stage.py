@@ -21,7 +21,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from stages.checkpoint import model_config, problem_of, read_json
-from stages.entry import Job, file_sha256, plain, write_json
+from stages.entry import Job, plain
 from stages.errors import BadInput
 from stages.export.card import Facts, model_card
 from stages.export.check import Request
@@ -34,6 +34,7 @@ from stages.export.params import FORMATS, ExportParams
 from stages.export.proof import Proof
 from stages.export.registry import publish
 from stages.export.variants import Variant, decode_speeds, make_variants
+from stages.files import file_sha256, write_json
 from stages.huggingface_twins import twin_of
 from stages.progress import say
 from stages.tracking import open_run

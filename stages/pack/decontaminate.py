@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.kept import Part
 from stages.pack.encode import by_bytes
 from stages.pack.params import EvaluationFile

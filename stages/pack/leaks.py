@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.entry import Job, content_hash
+from stages.entry import Job
+from stages.files import content_hash
 from stages.kept import Part
 from stages.pack.encode import by_bytes
 from stages.pack.reserved import THRESHOLD, ReservedIndex, Seen

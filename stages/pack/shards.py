@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
+from stages.files import file_sha256, write_json
 from stages.pack.gather import gather
 from stages.pack.plan import Segments, make_plan, open_plan, save_plan
 from stages.store import link_file, save_array

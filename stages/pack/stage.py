@@ -20,8 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts

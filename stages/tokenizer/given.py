@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.tokenizer.params import TokenizerParams
 from stages.vocabulary import END_OF_TEXT, PADDING, ROLES, byte_characters, load_tokenizer
 

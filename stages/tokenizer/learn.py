@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.entry import Failed
+from stages.errors import Failed
 from stages.memory import release_freed
 from stages.tokenizer import merge_loop, merge_queue
 from stages.tokenizer.merge_loop import Learning, Numbers

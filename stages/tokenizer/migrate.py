@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.tokenizer.params import BRACKETED, LEARNABLE
 from stages.vocabulary import ROLES, load_tokenizer
 

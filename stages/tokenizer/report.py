@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stages.encoding import Encoder
-from stages.entry import file_sha256, write_json
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.tokenizer.sample import Sample
 from stages.utf8 import text_array, text_buffers
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stages.entry import Job, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import write_json
 from stages.kept import Part, kept_parts
 from stages.pretoken_rules import GPT4, Rule
 from stages.progress import progress

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from stages.entry import write_json
+from stages.files import write_json
 
 LOG = "torchrun.log"
 ENDS = "ends.json"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from model.decoder import Decoder
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.first_weights import (
     WEIGHTS,
     our_tensors,

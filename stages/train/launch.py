@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.entry import Job, die_with_parent, signals
+from stages.entry import Job
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import n_cores
+from stages.signals import die_with_parent, signals
 from stages.train.elastic import ENDS, LOG
 from stages.train.worker import OUTCOMES, describe
 

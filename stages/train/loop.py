@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.entry import signals
 from stages.errors import Failed, Stopped
+from stages.signals import signals
 from stages.train.batches import Batches
 from stages.train.gradients import gradient_of_step
 from stages.train.run import TrainingRun

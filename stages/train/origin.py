@@ -24,7 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from model.config import ModelConfig
-from stages.entry import Job, file_sha256, plain
+from stages.entry import Job, plain
+from stages.files import file_sha256
 from stages.first_weights import FREE
 from stages.train.params import TrainParams
 

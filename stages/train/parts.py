@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from stages.checkpoint import MANIFEST, described, partial_of, seal, write_tables, write_tensors
-from stages.entry import sync, write_json
+from stages.files import sync, write_json
 from stages.weights_file import read_header, readable
 
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")

@@ -30,8 +30,9 @@ from stages.checkpoint import (
     seal,
     wrong_sha256,
 )
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.progress import say
 from stages.store import link_file
 from stages.tracking import Run

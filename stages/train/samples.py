@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from model.sampling import Sampling, generate
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.train.journal import Journal, keep_lines
 from stages.train.run import TrainingRun
 from stages.train.step import Hook, StepResult

@@ -25,7 +25,7 @@ from stages.checkpoint import (
     read_json,
     save_checkpoint,
 )
-from stages.entry import sync
+from stages.files import sync
 from stages.progress import say
 from stages.train.journal import TABLES
 from stages.train.optimizers import Optimizers

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from stages.entry import Job, die_with_parent, file_problem, plain, signals, write_json
+from stages.entry import Job, file_problem, plain
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
+from stages.files import write_json
+from stages.signals import die_with_parent, signals
 from stages.train.params import TrainParams
 
 OUTCOMES = "outcome-*.json"

@@ -48,7 +48,8 @@ import json, os, sys
 from pathlib import Path
 sys.path[:] = [{str(ROOT)!r}, *(path for path in sys.path if not path.endswith("stages"))]
 from ruamel.yaml import YAML
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
+from stages.files import file_sha256, write_json
 from stages.execution import Execution
 name, data = sys.argv[1], Path("data")
 lr = YAML(typ="safe").load(Path("params.yaml").read_text())["train"]["lr"]

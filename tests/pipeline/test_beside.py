@@ -18,8 +18,8 @@ from pipeline.experiment import dotted, name_of, nested, parse, worktree
 from pipeline.graph import read_graph
 from pipeline.reproduce import Workspace, reproduce
 from pipeline.smoke import LARGE_BYTES, fitted, override_params, smoke_copy
-from stages.entry import content_hash
 from stages.errors import BadInput
+from stages.files import content_hash
 from stages.params import ParamsFile
 from tests.pipeline.tiny_repository import command, dvc
 

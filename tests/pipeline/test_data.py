@@ -21,7 +21,7 @@ from stages.dedup.params import DedupParams
 from stages.dedup.stage import run as run_dedup
 from stages.download.params import DownloadParams
 from stages.download.stage import run as run_download
-from stages.entry import file_sha256
+from stages.files import file_sha256
 from stages.pack.params import EvaluationFile, PackParams
 from stages.pack.stage import run as run_pack
 from stages.splits import SplitParams, split_of

@@ -113,7 +113,7 @@ MODULES = {
 def project(tmp_path: Path) -> Path:
     """One stage of two modules, with its fingerprint in the cache as after a run."""
     from stages.code.stage import fingerprint
-    from stages.entry import write_json
+    from stages.files import write_json
     from stages.fingerprint.imports import Project
 
     for name, text in MODULES.items():

@@ -9,8 +9,9 @@ import pytest
 from pipeline.resume import adopt
 from stages.checkpoint import checkpoints_in
 from stages.code.stage import fingerprint
-from stages.entry import prepare_job, write_json
+from stages.entry import prepare_job
 from stages.errors import BadInput, Stopped
+from stages.files import write_json
 from stages.fingerprint.imports import Project
 from stages.train import hooks, stage
 from tests.pipeline.test_checkpoints import REPOSITORY, millrace, write_params

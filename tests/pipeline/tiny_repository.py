@@ -53,7 +53,7 @@ STAGE = """
 import ctypes, os, signal, sys, time
 from pathlib import Path
 if hasattr(ctypes.CDLL(None), "prctl"):
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # at the death of the parent, as in stages/entry.py
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # at the death of the parent, as in stages/signals.py
 name = sys.argv[1]
 print(f"{name} at work in {os.environ.get('DVC_EXP_NAME', 'no experiment')}", flush=True)
 wish = Path("behaviour", name)

@@ -12,11 +12,12 @@ import torch
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.checkpoint import save_checkpoint
-from stages.entry import Job, file_sha256, plain, write_json
+from stages.entry import Job, plain
 from stages.execution import Execution
 from stages.export.card import Facts
 from stages.export.params import ExportParams
 from stages.export.stage import run, write_export
+from stages.files import file_sha256, write_json
 from stages.tokens import row_schema
 
 CONTEXT_LENGTH = 32

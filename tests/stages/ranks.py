@@ -24,9 +24,10 @@ import torch._dynamo  # which an optimizer loads, in seconds
 
 from model.config import ModelConfig
 from stages.checkpoint import folder_of
-from stages.entry import Job, signals
+from stages.entry import Job
 from stages.errors import Stopped
 from stages.execution import Execution
+from stages.signals import signals
 from stages.train import hooks, loop
 from stages.train.params import TrainParams
 from stages.train.sharding import local

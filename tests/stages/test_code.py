@@ -18,8 +18,9 @@ from ruamel.yaml import YAML
 from model.config import ModelConfig
 from stages.code.sections import SECTIONS
 from stages.code.stage import WITHOUT_EFFECT, fingerprint, run, stage_names
-from stages.entry import Job, content_hash, plain
+from stages.entry import Job, plain
 from stages.errors import BadInput
+from stages.files import content_hash
 from stages.fingerprint.current import changed_modules
 from stages.fingerprint.imports import Project
 

@@ -87,7 +87,7 @@ def test_what_an_export_can_take_along_is_fine(project_root: Path, statement: st
         "from .sub.x import y",
         "from .. import model",
         "import stages.entry",
-        "from stages.entry import file_sha256",
+        "from stages.entry import Job",
         "from pipeline import graph",
         "importlib.import_module('model.norm')",
         "importlib.import_module(name='model.norm')",

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from stages import entry
-from stages.entry import Job, prepare_job, write_json
-from stages.errors import BadInput
+from stages.entry import Job, prepare_job
+from stages.errors import BadInput, Stopped
 from stages.execution import Execution
+from stages.files import write_json
 from stages.params import Section
+from stages.signals import Signals
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -389,11 +391,11 @@ def test_a_param_of_dvc_yaml_names_an_input(tmp_path):
 
 
 def test_signals_can_be_deferred():
-    signals = entry.Signals()
+    signals = Signals()
     with signals.wait():
         signals._handle(signal.SIGTERM, None)
     assert signals.received == signal.SIGTERM
-    with pytest.raises(entry.Stopped, match="SIGTERM"):
+    with pytest.raises(Stopped, match="SIGTERM"):
         signals._handle(signal.SIGTERM, None)
 
 

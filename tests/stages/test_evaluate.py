@@ -18,11 +18,12 @@ import model
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.checkpoint import save_checkpoint
-from stages.entry import Job, file_sha256, plain
+from stages.entry import Job, plain
 from stages.errors import BadInput
 from stages.evaluate.params import EvaluateParams, TextFile
 from stages.evaluate.stage import comparison, run
 from stages.execution import Execution
+from stages.files import file_sha256
 from stages.params import ParamsFile
 from stages.tokens import INDEX_VERSION, row_schema
 from stages.train.probes import HEADER

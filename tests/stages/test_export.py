@@ -13,12 +13,12 @@ import pytest
 
 from model.config import ModelConfig
 from stages.code.combinations import exportable
-from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.export.folder import write_tokenizer as write_hf_tokenizer
 from stages.export.params import ExportParams
 from stages.export.stage import NOT_ASKED_FOR
 from stages.export.variants import TooLossy, Variant, compared, judge
+from stages.files import file_sha256
 from stages.first_weights import tokenizer_problem
 from stages.quantised import METHODS, open_quantised
 from tests.stages.exports import OUTER_SETTINGS, SMALL, TEXTS, copy_inputs, exported, write_tokenizer, written

@@ -11,11 +11,12 @@ from unittest.mock import Mock
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from stages.entry import Job, file_sha256
+from stages.entry import Job
 from stages.execution import Execution
 from stages.export.params import FORMATS
 from stages.export.registry import Candidate, apply_rule, publish, pyfunc_files, register
 from stages.export.stage import NOT_ASKED_FOR
+from stages.files import file_sha256
 from stages.tracking import open_run, store_address
 from tests.stages.exports import OUTER_SETTINGS
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from stages.entry import file_sha256, write_json
 from stages.errors import BadInput
+from stages.files import file_sha256, write_json
 from stages.first_weights import differences
 from tests.stages.weight_folders import (
     EXPERTS,

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
-from stages.entry import plain, write_json
+from stages.entry import plain
 from stages.errors import BadInput
+from stages.files import write_json
 from stages.weights_file import CHUNK, first_not_finite, read_header
 from tests.stages.weight_folders import (
     CONTEXT,

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from pipeline.import_ import import_
 from stages.checkpoint import load_model, problem_of
-from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
 from stages.exported import LENGTH_KEYS
+from stages.files import file_sha256
 from stages.first_weights import problem_of_first_weights
 from stages.imported import import_folder
 from tests.stages.twins import CONTEXT_LENGTH, OURS, TOKEN_IDS, VOCAB_SIZE, decoder, exported, ours_of

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.execution import Execution
+from stages.files import file_sha256
 from stages.pack.decontaminate import Index, index_of, ngrams_of, shared_ngrams
 from stages.pack.mixture import copies_of, fraction_of
 from stages.pack.params import EvaluationFile, PackParams

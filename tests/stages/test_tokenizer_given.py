@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 from pipeline.cli import cli
 from stages.encoding import Encoder
-from stages.entry import file_sha256
 from stages.errors import BadInput
 from stages.evaluate.token_bytes import TokenBytes
+from stages.files import file_sha256
 from stages.kept import kept_parts
 from stages.tokenizer.migrate import migrate
 from stages.tokenizer.params import TokenizerParams

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from stages import tracking
-from stages.entry import Job, write_json
+from stages.entry import Job
 from stages.execution import Execution
 from stages.export.registry import publish
+from stages.files import write_json
 from stages.tracking import Unavailable, address_of, open_run, unsent_folder
 from stages.unsent import waiting
 

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from stages.checkpoint import MANIFEST, checkpoints_in, problem_of
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from stages.mlflow_store import RUN_KEY
 from stages.train import stage
 from stages.train.params import TrainParams

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.entry import file_sha256
 from stages.errors import BadInput
+from stages.files import file_sha256
 from tests.stages.conftest import VOCABULARY
 from tests.stages.test_train import EXECUTION, run_in
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from stages.entry import file_sha256
+from stages.files import file_sha256
 from stages.pretoken_rules import GPT4, Rule, pre_tokenizer
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run

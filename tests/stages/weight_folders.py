@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from model.config import ModelConfig
 from model.decoder import Decoder
 from stages.code.combinations import initial_weights
-from stages.entry import Job, file_sha256, write_json
+from stages.entry import Job
 from stages.execution import Execution
 from stages.export.own_code import own_settings, own_weights
+from stages.files import file_sha256, write_json
 from stages.huggingface import to_huggingface
 from stages.pack.params import PackParams
 from stages.tokenizer.params import TokenizerParams

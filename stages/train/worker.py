@@ -54,6 +54,7 @@ def work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launche
 
 
 def _work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launched: bool) -> None:
+    from stages.memory import keep_freed
     from stages.tracking import Run, open_run
     from stages.train.journal import PROBES, Journal
     from stages.train.loop import train as loop
@@ -64,6 +65,8 @@ def _work(job: Job, model: ModelConfig, train: TrainParams, folder: Path, launch
     from stages.train.timing import Timing
 
     ranks = join_ranks(job.execution, launched)
+    if ranks.device == "cpu":
+        keep_freed()
     try:
         run = build_run(job, model, train, ranks, folder)
         timing = Timing()

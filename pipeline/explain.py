@@ -293,7 +293,7 @@ def command(stage: str, as_json: bool) -> None:
       millrace explain train
       millrace explain evaluate --json
     """
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     found = explain(find_root(), stage)
     if as_json:

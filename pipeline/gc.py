@@ -65,7 +65,7 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
       millrace gc --days 0 --yes       unfinished trainings as well, but for those at work
     """
     from pipeline.checkpoints import size
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     root = find_root()
     hindrance = why_not(root, shared_cache)

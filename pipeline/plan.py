@@ -313,7 +313,7 @@ def plan(recipe: str | None, as_json: bool) -> None:
       millrace plan
       millrace plan --recipe 8xh100
     """
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     found = planned(find_root(), recipe)
     if as_json:

@@ -47,7 +47,7 @@ def report(watch: bool, port: int, lines: int, html: Path | None, against: str |
       millrace report --watch                               and what comes, until it ends
       millrace report --html report.html --against main     these results, and how they differ
     """
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     if against and not html:
         raise BadInput("--against is a tab of the page; name its file: --html report.html")

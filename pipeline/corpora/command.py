@@ -280,6 +280,6 @@ def _cell(value: Any) -> str:
 
 
 def _root() -> Path:
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     return find_root()

@@ -233,7 +233,7 @@ def on_gpu(execution: Any) -> bool:
 
 def free_bytes(root: Path) -> int:
     """On the disk of DVC's cache, where all that is published lies."""
-    from pipeline.locked import cache_in
+    from stages.dvc_cache import cache_in
 
     cache = cache_in(root)
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
@@ -242,7 +242,7 @@ def free_bytes(root: Path) -> int:
 
 def on_disk(root: Path) -> float:
     """Bytes in cache and scratch of this repository, each file once."""
-    from pipeline.locked import cache_in
+    from stages.dvc_cache import cache_in
 
     seen: dict[tuple[int, int], int] = {}
     for folder in (cache_in(root), root / ".dvc" / "tmp" / "millrace"):
@@ -275,7 +275,7 @@ def planned(root: Path, recipe: str | None) -> Plan:
 def copies_of(root: Path) -> int:
     """2 where DVC copies between cache and workspace, as it does on file systems without reflinks by default."""
     from pipeline.links import probe
-    from pipeline.locked import cache_in, setting
+    from stages.dvc_cache import cache_in, setting
 
     cache = cache_in(root)
     working = probe(cache if cache.exists() else root, root)

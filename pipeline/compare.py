@@ -50,6 +50,8 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
 
     root = find_root()
     revisions = Revision.of(root, one), Revision.of(root, other)
+    for revision in revisions:
+        revision.need_run()
     found = comparison(*revisions)
     if html:
         from pipeline.report import write_for_person

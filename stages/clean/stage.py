@@ -25,6 +25,7 @@ from stages.clean.rules import EMPTY, RULES
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import write_json
+from stages.first_compile import tell_first_compile
 from stages.formats import parquet_cuts
 from stages.pieces import PIECE_BYTES, groups, ranges
 from stages.progress import say
@@ -46,6 +47,7 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
     """
     manifest = read_manifest(job.root)
     check_unchanged(job.root, manifest, job.execution.n_workers())
+    tell_first_compile(job.stage, Path(__file__).parent)
     prepare_kernels(clean)
     text_column = manifest.get("text_column", "text")
     function = partial(clean_piece, text_column=text_column, clean=clean, split=split)

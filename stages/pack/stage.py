@@ -17,12 +17,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import file_sha256, write_json
+from stages.first_compile import tell_first_compile
 from stages.kept import kept_parts
 from stages.pack.decontaminate import find_contaminated
 from stages.pack.encode import EncodedParts, TokenizerFile, encode_parts
@@ -47,6 +49,7 @@ def run(job: Job, pack: PackParams) -> None:
     Raises:
         BadInput: a split without a document, a mixture of sources that are not there, or an input that cannot be used.
     """
+    tell_first_compile(job.stage, Path(__file__).parent)
     path = job.root / "data/tokenizer/tokenizer.json"
     tokenizer = load_tokenizer(path)
     vocab_size = tokenizer.get_vocab_size()

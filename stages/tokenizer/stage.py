@@ -12,11 +12,13 @@ A report says what the vocabulary is worth on a sample of the text (report.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import write_json
+from stages.first_compile import tell_first_compile
 from stages.kept import Part, kept_parts
 from stages.pretoken_rules import GPT4, Rule
 from stages.progress import progress, say
@@ -64,6 +66,7 @@ def trained(job: Job, shards: Sequence[Part], params: TokenizerParams) -> Tokeni
     from stages.tokenizer import character, train
     from stages.tokenizer.count import count_words
 
+    tell_first_compile(job.stage, Path(__file__).parent)
     special = [*SPECIAL_TOKENS, *params.extra_special_tokens]
     sizes = (special, params.vocab_size, params.min_frequency)
     if params.type == "character":

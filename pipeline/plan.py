@@ -21,7 +21,6 @@ from typing import Any
 import click
 
 from stages.errors import BadInput
-from stages.execution import n_cores
 
 FAILED = 1
 GB = 1e9
@@ -222,6 +221,8 @@ def work_per_token(sections: Mapping[str, Any], vocabulary: int) -> float:
 
 def speed(execution: Any, precision: str) -> float:
     """FLOP/s of the training."""
+    from stages.execution import n_cores
+
     n = execution.n_processes
     if not on_gpu(execution):
         return known("CPU: FLOP/s a core") * (execution.threads * n or n_cores())

@@ -243,7 +243,11 @@ def near(text: str, count: int, least: float, as_json: bool) -> None:
     elif found:
         _print_table([{"id": each.id, "jaccard": each.jaccard, "estimated": each.estimated} for each in found])
     else:
-        click.echo("no document is like it")
+        words = len(_given(text).split())
+        click.echo(
+            f"no document is like it: whole documents are compared, by words in a row (dedup.ngram of them), and this "
+            f"text has {words:,}; give as much text as a document has, such as @FILE"
+        )
 
 
 def _given(text: str) -> str:

@@ -307,7 +307,10 @@ def test_near_finds_the_documents_like_a_text(workspace: Path, millrace, tmp_pat
     code, out, _ = millrace(workspace, "near", f"@{tmp_path / 'text'}")
     assert code == 0 and "wiki.jsonl:8" in out and "jaccard" in out
     code, out, _ = millrace(workspace, "near", "words that stand nowhere else in all of this")
-    assert code == 0 and out.endswith("no document is like it\n")
+    assert code == 0 and out.endswith(
+        "no document is like it: whole documents are compared, by words in a row (dedup.ngram of them), and this text "
+        "has 9; give as much text as a document has, such as @FILE\n"
+    )
     assert "nowhere: No such file" in millrace(workspace, "near", "@nowhere")[2]
 
 

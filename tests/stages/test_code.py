@@ -267,7 +267,7 @@ SILENT = {
         import contextlib, types
         def say(message): pass
         @contextlib.contextmanager
-        def progress(label, total, unit, scale=False):
+        def progress(label, total, unit, scale=False, note=""):
             yield types.SimpleNamespace(update=lambda n=1: None)
     """,
     "provenance": """

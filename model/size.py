@@ -108,7 +108,8 @@ def cache_numbers_per_token(config: ModelConfig, kind: str) -> int:
 def summary(config: ModelConfig, parameters: int) -> str:
     """What a model costs, in one line: parameters, and bytes of bf16 that a layer of each kind remembers of a token.
 
-    Example: `7,362,144 parameters; a token in the cache (bf16): 384 bytes a full layer, 768 with MHA`.
+    Example: `7,362,144 parameters; a token in the cache (bf16; twice in fp32, as on CPUs): 384 bytes a full layer, 768
+    with MHA`.
     """
     parts = []
     for kind in dict.fromkeys(config.kinds):
@@ -118,5 +119,7 @@ def summary(config: ModelConfig, parameters: int) -> str:
         window = f" (of the last {config.window} and first {config.sink_tokens} alone)" if kind == "swa" else ""
         parts.append(f"{bytes_per_token} bytes {'an' if kind == 'mla' else 'a'} {kind} layer{window}")
     mha = BYTES_OF_BF16 * 2 * config.n_heads * config.width_of_head
-    cache = f"; a token in the cache (bf16): {', '.join(parts)}, {mha:,} with MHA" if parts else ""
-    return f"{parameters:,} parameters{cache}"
+    if not parts:
+        return f"{parameters:,} parameters"
+    cache = f"{', '.join(parts)}, {mha:,} with MHA"
+    return f"{parameters:,} parameters; a token in the cache (bf16; twice in fp32, as on CPUs): {cache}"

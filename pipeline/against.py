@@ -36,6 +36,7 @@ def tab(root: Path, name: str) -> tuple[str, dict[str, Any]]:
         BadInput: there is no such revision, or it has no results.
     """
     this, other = Revision.of(root, WORKSPACE), Revision.of(root, name)
+    other.need_run()
     if other.json("data/evaluate/metrics.json") is None:
         raise BadInput(f"{name}: its data/evaluate/metrics.json is not in the cache; `dvc fetch` gets it from a remote")
     found = comparison(other, this)

@@ -161,6 +161,6 @@ def print_table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> No
 
 
 def _root() -> Path:
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     return find_root()

@@ -27,11 +27,11 @@ from pipeline.plan import plan
 from pipeline.promote import promote
 from pipeline.report import report
 from pipeline.resume import resume
-from pipeline.root import find_root
 from pipeline.scheduling.run import run_flow
 from pipeline.scheduling.up import up
 from pipeline.serve import serve
 from stages.errors import BadInput
+from stages.root import find_root
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 

@@ -46,10 +46,12 @@ def compare(one: str, other: str, as_json: bool, html: Path | None) -> None:
       millrace compare post-norm-true-s0-3f2a91c main --html compare.html
     """
     from pipeline.revisions import Revision
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     root = find_root()
     revisions = Revision.of(root, one), Revision.of(root, other)
+    for revision in revisions:
+        revision.need_run()
     found = comparison(*revisions)
     if html:
         from pipeline.report import write_for_person

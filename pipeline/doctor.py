@@ -194,10 +194,18 @@ def git(root: Path) -> Finding:
     inside = _run(["git", "rev-parse", "--show-toplevel"], root)
     if inside.returncode:
         return Finding("git", "failure", _first(inside.stderr), "clone the repository with git; DVC works on commits")
-    return Finding("git", "ok", _first(_run(["git", "--version"], root).stdout))
+    found = _first(_run(["git", "--version"], root).stdout)
+    if _run(["git", "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT"], root).returncode:
+        mend = '`git config --global user.name "Your Name"` and `git config --global user.email you@example.com`'
+        return Finding("git", "warning", f"{found}; no user.name or user.email: experiments cannot be kept", mend)
+    return Finding("git", "ok", found)
 
 
 def dvc(root: Path) -> Finding:
+    if at_work := dvc_program.at_work(root):
+        working = ", ".join(f"`{command}` (process {process})" for process, command in at_work.items())
+        mend = "look again when it has ended; to end it press Ctrl-C there, the same command goes on later"
+        return Finding("dvc", "warning", f"busy, so dvc.yaml and the cache were not checked: {working}", mend)
     answer = dvc_program.dvc(root, "status", "--json")
     if answer.returncode:
         return Finding("dvc", "failure", _first(answer.stderr), "mend dvc.yaml; `dvc status` says more")

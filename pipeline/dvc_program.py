@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from pipeline import environment
 from pipeline.programs import bound
+
+PROGRAM = re.compile(r"(^|/)dvc(/__main__\.py)?$")
 
 
 def dvc_command(root: Path, *arguments: str) -> list[str]:
@@ -34,6 +41,34 @@ def dvc_setting(root: Path, name: str) -> str:
     """A setting of DVC as it resolves it; empty where it is not set."""
     answer = dvc(root, "config", name)
     return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def at_work(root: Path) -> dict[int, str]:
+    """The DVC commands that are at work here just now, by their process.
+
+    A command that runs a stage holds the stage's files, as .dvc/tmp/rwlock says, and whoever asks about one of them is
+    told that it is busy. At other times it holds the lock of the repository, .dvc/tmp/lock, with its process in it.
+    """
+    folder = root / ".dvc" / "tmp"
+    found: dict[int, str] = {}
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError, TypeError):  # not there, or torn
+        books = json.loads((folder / "rwlock").read_bytes())
+        for one in [*books["write"].values(), *(one for several in books["read"].values() for one in several)]:
+            found[int(one["pid"])] = _short(one["cmd"].split())
+    with contextlib.suppress(OSError), (folder / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(ValueError, psutil.Error):
+                process = int(lock.read())
+                found[process] = _short(psutil.Process(process).cmdline())
+    return {process: command for process, command in found.items() if psutil.pid_exists(process)}
+
+
+def _short(words: list[str]) -> str:
+    """`dvc repro train` for `/home/me/.venv/bin/python -m dvc repro train`, as DVC or the system has it."""
+    begin = next((place for place, word in enumerate(words) if PROGRAM.search(word)), 0)
+    return " ".join(["dvc", *words[begin + 1 :]])
 
 
 def mend_torn_books(root: Path) -> bool:

@@ -77,7 +77,7 @@ class Experiment:
         """
         saved = dvc(self.folder, "exp", "save", "--name", self.name, "--force", *stages)
         if saved.returncode:
-            raise BadInput(f"`dvc exp save` refused: {_last(saved.stderr)}; the outputs are in the DVC cache")
+            raise BadInput(f"`dvc exp save` refused: {reason_in(saved.stderr)}; the outputs are in the DVC cache")
 
 
 @contextlib.contextmanager
@@ -176,10 +176,13 @@ def _git(folder: Path, *arguments: str, problem: str) -> str:
     command = ["git", *arguments]
     answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, start_new_session=True)
     if answer.returncode:
-        reason = _last(answer.stderr)
+        reason = reason_in(answer.stderr)
         raise BadInput(f"-S runs beside the workspace, in a git worktree: {problem}{f' ({reason})' if reason else ''}")
     return answer.stdout.strip()
 
 
-def _last(text: str) -> str:
-    return text.strip().split("\n")[-1]
+def reason_in(text: str) -> str:
+    """The line with the reason: DVC's last error, behind which it may offer its help, else the last line."""
+    lines = text.strip().split("\n")
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return [*lines, *errors][-1].removeprefix("unexpected error - ")

@@ -68,6 +68,7 @@ class Explanation:
         before: stages that it waits for and that would run, with their reasons.
         after: stages that read what it makes, directly or through others.
         refused: what is wrong with params.yaml, or nothing.
+        fresh: where no stage has run here, as in a new clone: those that the stage needs, itself the last.
     """
 
     stage: str
@@ -76,6 +77,7 @@ class Explanation:
     before: dict[str, list[Reason]]
     after: list[str]
     refused: str = ""
+    fresh: list[str] = dataclasses.field(default_factory=list)
 
 
 def reasons(root: Path, stage: str, dvc_status: dict | None = None) -> list[Reason]:
@@ -99,7 +101,9 @@ def explain(root: Path, stage: str) -> Explanation:
     unchecked = list(present.unchecked)
     before = {name: list(present.reasons(name)) for name in present.graph.select([stage])[:-1] if name != "code"}
     waiting = {name: why for name, why in before.items() if why}
-    return Explanation(stage, found, unchecked, waiting, present.graph.downstream(stage), refusal(root))
+    made = (root / out for one in present.graph.stages.values() for out in one.outs)
+    fresh = [] if any(path.exists() for path in made) else present.graph.select([stage])
+    return Explanation(stage, found, unchecked, waiting, present.graph.downstream(stage), refusal(root), fresh)
 
 
 def refusal(root: Path) -> str:
@@ -293,7 +297,7 @@ def command(stage: str, as_json: bool) -> None:
       millrace explain train
       millrace explain evaluate --json
     """
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     found = explain(find_root(), stage)
     if as_json:
@@ -307,6 +311,10 @@ def lines_of(found: Explanation) -> Iterator[str]:
     stage = found.stage
     if found.refused:
         yield f"nothing would run: the stage code would refuse {found.refused}"
+    if found.fresh:
+        elsewhere = "" if found.reasons[0].kind == "never ran" else "; dvc.lock is of a run elsewhere, see `dvc pull`"
+        yield f"no stage has run in this clone: `dvc repro {stage}` runs {', '.join(found.fresh)}{elsewhere}"
+        return
     if found.reasons:
         yield f"{stage} would run, or come from DVC's run cache if it ran so before:"
         yield from (f"  {reason}" for reason in found.reasons)

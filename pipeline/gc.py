@@ -65,7 +65,7 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
       millrace gc --days 0 --yes       unfinished trainings as well, but for those at work
     """
     from pipeline.checkpoints import size
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     root = find_root()
     hindrance = why_not(root, shared_cache)
@@ -115,7 +115,7 @@ def tell(root: Path, cache: Sequence[Garbage], scratch: Sequence[Garbage]) -> No
 
 def why_not(root: Path, shared_cache: bool) -> str:
     """Why nothing may be removed now, or nothing: others need files of the cache that nothing here names."""
-    from pipeline.locked import cache_in
+    from stages.dvc_cache import cache_in
 
     homes, cache = [root, *sharing_worktrees(root)], cache_in(root).resolve()
     if not shared_cache and not any(cache.is_relative_to(home.resolve()) for home in homes):
@@ -171,8 +171,8 @@ def run_dvc_gc(root: Path, dry: bool) -> str:
 
 def sharing_worktrees(root: Path) -> list[Path]:
     """The other worktrees of this repository that use the same cache; what they have not committed is needed too."""
-    from pipeline.locked import cache_in
     from pipeline.revisions import git
+    from stages.dvc_cache import cache_in
 
     lines = (git(root, "worktree", "list", "--porcelain") or "").splitlines()
     paths = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]

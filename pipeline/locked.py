@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import configparser
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.dvc_cache import cache_in
 from stages.errors import BadInput
 
 State = Literal["same", "changed", "missing", "unchecked"]
@@ -134,32 +134,3 @@ def folder_files(root: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         seen_as = path.relative_to(root if inside else folder).as_posix()
         if path.is_file() and not ignored.match_file(seen_as):
             yield path.relative_to(folder).as_posix(), path
-
-
-def cache_in(root: Path) -> Path:
-    """Where DVC's settings put the cache of a repository."""
-    found = _settings(root, "cache", "dir")
-    return found[0].parent / found[1] if found else root / ".dvc" / "cache"
-
-
-def setting(root: Path, section: str, key: str) -> str:
-    """A setting of DVC, read without it; empty where it is not set."""
-    found = _settings(root, section, key)
-    return found[1] if found else ""
-
-
-def _settings(root: Path, section: str, key: str) -> tuple[Path, str] | None:
-    """The file that sets it last, and the value."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    own = root / ".dvc"
-    found = None
-    for path in (Path("/etc/xdg/dvc/config"), home / "dvc" / "config", own / "config", own / "config.local"):
-        settings = configparser.ConfigParser(interpolation=None, strict=False)
-        try:
-            # DVC writes keys with an indent, which configparser would take for the rest of the line before
-            settings.read_string("\n".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines()))
-        except (OSError, configparser.Error):
-            continue
-        if chosen := settings.get(section, key, fallback=""):
-            found = (path, chosen.strip("\"'"))
-    return found

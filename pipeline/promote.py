@@ -46,10 +46,10 @@ def promote(version: int | None, latest: bool, force_reason: str, as_json: bool)
       millrace promote --latest --json
       millrace promote 7 --force-reason "same loss, half the size"
     """
-    from pipeline.root import find_root
     from stages.execution import Execution
     from stages.export.params import ExportParams
     from stages.params import ParamsFile
+    from stages.root import find_root
     from stages.tracking import Unavailable
 
     if version is not None and latest:

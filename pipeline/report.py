@@ -22,6 +22,7 @@ import click
 from stages.errors import BadInput
 
 SECONDS_BETWEEN = 0.5
+LOG = "training.log"
 
 
 @click.command()
@@ -47,7 +48,7 @@ def report(watch: bool, port: int, lines: int, html: Path | None, against: str |
       millrace report --watch                               and what comes, until it ends
       millrace report --html report.html --against main     these results, and how they differ
     """
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     if against and not html:
         raise BadInput("--against is a tab of the page; name its file: --html report.html")
@@ -57,6 +58,12 @@ def report(watch: bool, port: int, lines: int, html: Path | None, against: str |
         write_page(find_root(), html, against)
         return
     folder = newest_training(find_root())
+    if not has_begun(folder):
+        click.echo(f"run {folder.name} is starting: it has no step to show yet; its log will be {folder / LOG}")
+        if watch:
+            wait_for_log(folder)
+        if not has_begun(folder):
+            return
     state = "is running" if is_running(folder) else "has ended" if is_finished(folder) else "was interrupted"
     click.echo(f"run {folder.name} {state}; curves: {folder / 'monitor' / 'curves.html'}")
     whole, place = whole_lines(folder, 0)
@@ -127,7 +134,7 @@ def speed_of(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def newest_training(root: Path) -> Path:
-    """The scratch folder of the training whose log was written last.
+    """The scratch folder of a training that starts and has no log yet, else of the one whose log was written last.
 
     Raises:
         BadInput: nothing was trained here.
@@ -138,10 +145,24 @@ def newest_training(root: Path) -> Path:
 
     execution = ParamsFile(root / "params.yaml").section("execution", Execution)
     base = Path(execution.scratch or scratch_root(root)) / "train"
-    logs = sorted(base.glob("*/training.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(base.glob(f"*/{LOG}"), key=lambda path: path.stat().st_mtime)
+    worked_in = [lock.with_suffix("") for lock in base.glob("*.lock") if lock.name != "tasks.lock"]
+    for folder in worked_in:
+        if folder.is_dir() and not has_begun(folder) and is_running(folder):
+            return folder
     if not logs:
         raise BadInput(f"no training in {base}; `dvc repro train` starts one")
     return logs[-1].parent
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is a log and a table: before its first line a training loads, compiles and validates."""
+    return (folder / LOG).exists() and (folder / "loss.csv").exists()
+
+
+def wait_for_log(folder: Path) -> None:
+    while is_running(folder) and not has_begun(folder):
+        time.sleep(SECONDS_BETWEEN)
 
 
 def is_running(folder: Path) -> bool:
@@ -171,7 +192,7 @@ def following_lines(folder: Path, place: int) -> Iterator[str]:
 
 def whole_lines(folder: Path, place: int) -> tuple[list[str], int]:
     """The lines of the log from this place on that are written to their ends, and the place behind them."""
-    with (folder / "training.log").open("rb") as file:
+    with (folder / LOG).open("rb") as file:
         file.seek(place)
         whole, end, _ = file.read().rpartition(b"\n")
     return whole.decode("utf-8").splitlines(), place + len(whole) + len(end)

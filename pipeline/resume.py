@@ -36,9 +36,9 @@ def resume(run: str, accept: bool) -> None:
       millrace run                      then evaluate and export, as always
     """
     from pipeline.graph import read_graph
-    from pipeline.root import find_root
     from pipeline.runs import run_named, train_job
     from pipeline.scheduling.run import run_flow
+    from stages.root import find_root
 
     root = find_root()
     job = train_job(root)

@@ -60,6 +60,17 @@ class Revision:
             raise BadInput(f"{name}: this revision has no params.yaml")
         return cls(root, name, commit, yaml.load(params), Locked(root, lock or ""))
 
+    def need_run(self) -> None:
+        """Raises BadInput where there is nothing to set beside another revision: no run, or one of another machine."""
+        if self.metrics():
+            return
+        if not self.commit:
+            raise BadInput("workspace: no run here yet; `dvc repro` makes one")
+        begin = f"{self.name}: no run of yours is committed there"
+        if self.locked.stages:
+            begin += " (the DVC cache has no metrics of those that its dvc.lock names; `dvc fetch` may bring them)"
+        raise BadInput(f"{begin}; after a run, `git add params.yaml dvc.lock` and `git commit` make it a baseline")
+
     def read(self, path: str) -> bytes | None:
         """The bytes of an output, or None where the revision has none or the cache has lost it."""
         for stage in self.locked.stages:

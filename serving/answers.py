@@ -5,6 +5,7 @@ A whole answer is made of the pieces of a stream put together, so both hold the 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import time
@@ -49,7 +50,9 @@ class TokenTexts:
         self.byte_of: dict[str, int] = {}
         if type(tokenizer.decoder).__name__ == "ByteLevel":
             self.byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        self.added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self.added = {number: token.content for number, token in added.items()}
+        self.hidden = {number for number, token in added.items() if token.special}  # such as the one that begins a text
 
     def bytes_of(self, token: int) -> bytes:
         if token in self.added:
@@ -87,6 +90,7 @@ class Answer:
         self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
         self.offsets: dict[int, int] = {}
+        self.decoders: dict[int, codecs.IncrementalDecoder] = {}  # hold what is no whole character yet
 
     def usage(self) -> dict[str, int]:
         total = self.prompt_tokens + self.completion_tokens
@@ -130,19 +134,27 @@ class Answer:
             return None
         if self.kind == "chat":
             return {"content": [self._chat_logprob(token) for token in piece.tokens], "refusal": None}
-        offsets = []
-        for token in piece.tokens:
-            offsets.append(self.offsets.get(index, 0))
-            self.offsets[index] = offsets[-1] + len(self.texts.text_of(token.id))
         return {
             "tokens": [self.texts.text_of(token.id) for token in piece.tokens],
             "token_logprobs": [token.logprob for token in piece.tokens],
-            "top_logprobs": [
-                None if token.logprob is None else {self.texts.text_of(i): value for i, value in token.top}
-                for token in piece.tokens
-            ],
-            "text_offset": offsets,
+            "top_logprobs": [self._top(token) for token in piece.tokens],
+            "text_offset": [self._offset(index, token.id) for token in piece.tokens],
         }
+
+    def _top(self, token: Token) -> dict[str, float] | None:
+        """The most probable tokens, and the token itself, where it is none of them."""
+        if token.logprob is None:
+            return None
+        return {self.texts.text_of(number): value for number, value in (*token.top, (token.id, token.logprob))}
+
+    def _offset(self, index: int, token: int) -> int:
+        """Where a token begins in the text of its choice, in characters; to be asked of every token in order. One that
+        is not in the text takes no place there, and one within a character has that character's."""
+        decoder = self.decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        begin = self.offsets.get(index, 0)
+        shown = b"" if token in self.texts.hidden else self.texts.bytes_of(token)
+        self.offsets[index] = begin + len(decoder.decode(shown))
+        return begin
 
     def _chat_logprob(self, token: Token) -> dict[str, Any]:
         def entry(number: int, value: float | None) -> dict[str, Any]:

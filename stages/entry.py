@@ -33,6 +33,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
+from stages.dvc_cache import way_back
 from stages.edited import refuse_edited
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
@@ -199,14 +200,14 @@ def main(run: Callable[..., None], publishes: bool = True) -> None:
     except BadInput as error:
         sys.exit(_complain(stage, str(error), 2))
     except Failed as error:
-        sys.exit(_complain(stage, f"{error}. Earlier outputs are in the DVC cache: `dvc checkout` brings them back", 1))
+        sys.exit(_complain(stage, f"{error}{way_back(Path.cwd(), stage)}", 1))
     except Stopped as stopped:
         sys.exit(_complain(stage, f"stopped by {stopped}; the same command goes on from here", 130))
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:
             raise  # says too little without its traceback
         scratch = job.execution.scratch if job else ""
-        sys.exit(_complain(stage, file_problem(error, scratch), 1))
+        sys.exit(_complain(stage, file_problem(error, scratch) + way_back(Path.cwd(), stage), 1))
 
 
 def file_problem(error: OSError, scratch: str) -> str:
@@ -218,7 +219,7 @@ def file_problem(error: OSError, scratch: str) -> str:
         return (
             f"the disk is full ({free}) while writing {error.filename or 'an output'}; free some "
             "space (`dvc gc --all-commits --all-experiments` drops what no commit and no experiment needs), or point "
-            "execution.scratch at another disk. Earlier outputs are in the DVC cache: `dvc checkout` brings them back"
+            "execution.scratch at another disk"
         )
     path = os.fsdecode(error.filename)
     if scratch and Path(path).is_relative_to(scratch):

@@ -3,7 +3,7 @@
     open_export("data/export")                 the folder hf in what the stage `export` wrote
     open_export("data/export/int8")                matrices in 8 or 4 bits (stages/quantised.py)
     open_export("path/to/folder")              any folder of an architecture of docs/export.md
-    open_export("models:/millrace@champion")   a registered version, fetched by MLflow
+    open_export("models:/millrace@champion")   a registered version, from where this workspace registers
 
 Weights are read from safetensors alone, never from a pickle, and no code of the folder is run: an export with
 our own code is read by the code that runs here. Encoders are refused by name.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from model.decoder import Decoder
 
 LENGTH_KEYS = ("context_length", "max_position_embeddings", "n_positions", "n_ctx")  # what configs call it
+TRACKING = "MLFLOW_TRACKING_URI"
 SERVED_AS = {"export": "millrace", "hf": "millrace", **{v: f"millrace-{v}" for v in ("int8", "int8_dynamic", "int4")}}
 
 
@@ -165,16 +167,8 @@ def open_plain(
 
 def folder_of(place: str | Path) -> Path:
     """The folder with config.json, fetched from MLflow where a registered model is named."""
-    if str(place).startswith("models:/"):
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        try:
-            folder = Path(download_artifacts(artifact_uri=str(place)))
-        except (MlflowException, OSError) as error:
-            raise BadInput(f"{place}: MLflow does not give it: {error}") from None
-    else:
-        folder = Path(place).expanduser()
+    registered = str(place).startswith("models:/")
+    folder = fetched(str(place)) if registered else Path(place).expanduser()
     for found in (folder, folder / "hf"):
         if (found / "config.json").is_file():
             return found
@@ -182,6 +176,50 @@ def folder_of(place: str | Path) -> Path:
         f"{place}: no config.json there or in its hf/; name an export (hf, int8, int8_dynamic or int4; onnx is for "
         "onnxruntime and gguf for llama.cpp), or run `dvc repro export`"
     )
+
+
+def fetched(name: str) -> Path:
+    """A registered version, from where the stage export of this workspace registers; outside of one MLFLOW_TRACKING_URI
+    says where that is. MLflow left to itself would make an empty mlflow.db in the current folder and look there."""
+    from stages.tracking import hush
+
+    uri = registry_uri(name)
+    hush()
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    before = os.environ.get(TRACKING)
+    os.environ[TRACKING] = uri  # an alias is looked up there and nowhere else, whatever the call is given
+    try:
+        return Path(download_artifacts(artifact_uri=name))
+    except (MlflowException, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{name}: MLflow at {uri} does not give it: {reason}") from None
+    finally:
+        os.environ.pop(TRACKING) if before is None else os.environ.update({TRACKING: before})
+
+
+def registry_uri(name: str) -> str:
+    from stages.entry import Job
+    from stages.execution import Execution
+    from stages.params import ParamsFile
+    from stages.root import find_root
+    from stages.tracking import store_address
+
+    try:
+        root = find_root()
+    except BadInput:
+        if uri := os.environ.get(TRACKING):
+            return uri
+        raise BadInput(f"{name}: run this in a clone of the repository, or set {TRACKING}") from None
+    uri, _ = store_address(Job("export", root, ParamsFile(root / "params.yaml").section("execution", Execution)))
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        raise BadInput(
+            f"{name}: no model is registered yet, {database} is not there; `dvc repro` registers one, or set "
+            "execution.tracking_uri to where yours are"
+        )
+    return uri
 
 
 def refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Decodes bytes of files into texts, strictly: decompression, UTF-8, JSON, CSV, Parquet and Arrow.
+"""Reads texts out of files, strictly: decompression, UTF-8 (decoding.py), JSON, CSV, Parquet and Arrow.
 
 Every reader yields (row, text), rows from 1. What cannot be read raises `BadInput` with the place:
 
@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from stages.decoding import decode
 from stages.errors import BadInput
 from stages.pieces import even_step
 
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NumberedText = tuple[int, str]
 Report = Callable[[BadInput], None]
 """Takes what is wrong with a row, so that reading can go on with the next."""
@@ -97,19 +97,6 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
                 frame, inside = zstandard.ZstdDecompressor().decompressobj(), False
     if inside:
         raise EOFError
-
-
-def decode(path: Path, data: bytes, offset: int = 0, place: str = "") -> str:
-    """Strict UTF-8 without NUL. `offset`: where `data` starts in the (decompressed) file; `place`: as `row 3: `."""
-    if (nul := data.find(b"\0")) >= 0:
-        raise BadInput(f"{path}: {place}byte {offset + nul} is NUL; this is not a text file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{path}: {place}byte {offset + error.start} (0x{data[error.start]:02x}) is not UTF-8; "
-            "convert the file, e.g. iconv -f latin1 -t utf-8"
-        ) from None
 
 
 def whole_text(path: Path, chunks: Iterable[bytes], limit: int = 0) -> str:

@@ -172,7 +172,8 @@ def _explain(errors: ValidationError, schema: type, values: Any) -> tuple[list[s
             schema = strict(schema).model_fields[key].annotation  # type: ignore[assignment]
         return keys, "unknown key" + _nearest(keys[-1], field_names(schema))
     if first["type"] in ("value_error", "assertion_error"):
-        return keys, str(first["ctx"]["error"])
+        problem = str(first["ctx"]["error"])
+        return (keys, problem) if keys else _blamed(problem, field_names(schema))
     branches = [first, *(other for other in others if other["loc"][:depth] == first["loc"][:depth])]
     problems = " or ".join(dict.fromkeys(_should(error["msg"]) for error in branches)).replace(" or be ", " or ")
     return keys, f"input should {problems}, not {first['input']!r}"
@@ -181,7 +182,7 @@ def _explain(errors: ValidationError, schema: type, values: Any) -> tuple[list[s
 def _should(message: str) -> str:
     """What pydantic says that an input should do: "List should have at least 1 item after validation, not 0" gives
     "have at least 1 item"."""
-    _, found, what = message.partition(" should ")
+    _, found, what = message.replace("a valid boolean", "true or false").partition(" should ")
     return re.sub(r" after validation, not .*", "", what) if found else message
 
 
@@ -194,7 +195,7 @@ def _blamed(problem: str, known: list[str]) -> tuple[list[str], str]:
     key = first.rstrip(":")
     if key not in known:
         return [], problem
-    return [key], problem if rest.startswith("and ") else rest
+    return [key], problem if rest.startswith(("and ", "+ ")) else rest
 
 
 def _nearest(name: str, known: list[str]) -> str:

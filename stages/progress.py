@@ -17,10 +17,10 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(label: str, total: float | None, unit: str, scale: bool = False) -> Iterator[tqdm]:
+def progress(label: str, total: float | None, unit: str, scale: bool = False, note: str = "") -> Iterator[tqdm]:
     """A bar to be moved with `.update(n)`; `scale` prints 1.2M for 1,200,000.
 
-    Without a terminal nothing moves, and one line at the end gives count, seconds and rate.
+    Without a terminal nothing moves, and one line at the end gives count, seconds and rate, and the note.
     """
     started = time.monotonic()
     quiet = not sys.stderr.isatty()
@@ -30,7 +30,7 @@ def progress(label: str, total: float | None, unit: str, scale: bool = False) ->
     if quiet:
         seconds = time.monotonic() - started
         unit = unit.removesuffix("s") if bar.moved == 1 else unit
-        say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({_rate(bar.moved, max(seconds, 1e-9))})")
+        say(f"{label}: {bar.moved:,.0f} {unit} in {seconds:.1f} s ({_rate(bar.moved, max(seconds, 1e-9))}){note}")
 
 
 def _rate(moved: float, seconds: float) -> str:

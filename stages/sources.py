@@ -13,7 +13,7 @@ one single-document file is held at a time. Decoding bytes is `formats.py`' work
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ COMPRESSIONS = (".gz", ".zst")
 ONE_DOCUMENT = ("text", "html")
 ONLY_PLAIN = ("parquet", "arrow")
 MOST_PROBLEMS = 100
+SHOWN = 3  # names of files of one other kind
 
 
 class Document(NamedTuple):
@@ -89,6 +90,11 @@ def find_files(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], l
     """
     if problem := problem_of_inputs(inputs):
         raise BadInput(problem)
+    return files_below(inputs, include)
+
+
+def files_below(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], list[str]]:
+    """As `find_files`, without what cannot be read."""
     if inputs.is_file():
         found = [SourceFile(inputs, inputs.name)]
     elif inputs.is_dir():
@@ -102,6 +108,23 @@ def find_files(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], l
 
 def _is_hidden(name: str) -> bool:
     return name == "README.md" or any(part.startswith(".") for part in Path(name).parts)
+
+
+def by_ending(names: Sequence[str]) -> str:
+    """Files of other kinds, for people: `2 .pdf (a.pdf, b.pdf), 1 .csv.zip (c.csv.zip), 1 without ending (LICENSE)`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_ending(Path(name)), []).append(name)
+    return ", ".join(
+        f"{len(several):,} {ending} ({', '.join(several[:SHOWN])}{', ..' if several[SHOWN:] else ''})"
+        for ending, several in sorted(found.items(), key=lambda pair: -len(pair[1]))
+    )
+
+
+def _ending(path: Path) -> str:
+    """With the one before it where that says what was packed, as in .parquet.gz."""
+    before = Path(path.stem).suffix.lower()
+    return (before if before in KINDS else "") + path.suffix.lower() or "without ending"
 
 
 class Part(NamedTuple):
@@ -231,12 +254,13 @@ class Checked(NamedTuple):
 def validate(inputs: Path, include: str, text_column: str, limit: int = 0, n_workers: int = 1) -> Iterator[Checked]:
     """Reads every file of documents below `inputs` and tells all that is wrong, not only the first.
 
-    In JSON lines every bad row is found; another format says where it cannot be read on.
+    In JSON lines every bad row is found; another format says where it cannot be read on. What is no file at all is
+    left to `stages.inputs.problems`.
 
     Raises:
         BadInput: `inputs` does not exist.
     """
-    files, _ = find_files(inputs, include)
+    files, _ = files_below(inputs, include)
     yield from ordered_map(partial(check_file, text_column=text_column, limit=limit), files, n_workers)
 
 

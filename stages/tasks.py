@@ -65,7 +65,10 @@ def results(job: Job, step: str, function: Function, tasks: Sequence[Task], unit
     done = ordered_map(partial(_perform, function, store), missing, min(job.execution.n_workers(), len(missing)))
     waiting = {task.key for task in missing}
     release_freed()  # before workers inherit it
-    with progress(f"{job.stage}: {step}", len(tasks), unit) as bar:
+    n_there = len(tasks) - sum(task.key in waiting for task in tasks)
+    some = "all" if n_there == len(tasks) else f"{n_there:,} of them"
+    note = f", {some} taken from scratch" if n_there else ""
+    with progress(f"{job.stage}: {step}", len(tasks), unit, note=note) as bar:
         for task in tasks:
             while task.key in waiting:
                 waiting.discard(next(done))

@@ -61,7 +61,7 @@ def ablate(
     from pipeline.experiment import nested
     from pipeline.graph import plain_params, read_graph
     from pipeline.params_view import refuse_wrong
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     root = find_root()
     params, varied = plain_params(root), parse(grid)

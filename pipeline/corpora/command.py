@@ -100,8 +100,9 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
     """
     from stages.download.params import DownloadParams
     from stages.execution import Execution
+    from stages.inputs import problems
     from stages.params import ParamsFile
-    from stages.sources import find_files
+    from stages.sources import KINDS, by_ending, files_below
     from stages.sources import validate as checked
     from stages.wording import counted
 
@@ -109,9 +110,13 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
     params = ParamsFile(root / "params.yaml")
     download = params.section("download", DownloadParams)
     inputs, include = path or root / download.inputs, "**/*" if path else download.include
-    files, others = find_files(inputs, include)
-    if not files:
-        raise BadInput(f"{path or download.inputs}: no file of documents here")
+    no_files = list(problems(inputs)) if inputs.is_dir() else []
+    for problem in [] if as_json else no_files:
+        click.echo(problem, err=True)
+    files, others = files_below(inputs, include)
+    if not files and not no_files:
+        left_out = f", only {by_ending(others)}; it reads {', '.join(KINDS)}" if others else ""
+        raise BadInput(f"{path or download.inputs}: no file of documents here{left_out}")
     n_workers = params.section("execution", Execution).n_workers()
     limit = round(download.max_document_mb * 1e6)
     found = []
@@ -119,21 +124,24 @@ def validate(path: Path | None, column: str | None, as_json: bool) -> None:
         found.append(file)
         for problem in [] if as_json else file.problems:
             click.echo(problem, err=True)
-    bad = sum(bool(file.problems) for file in found)
+    bad = len(no_files) + sum(bool(file.problems) for file in found)
     if as_json:
-        click.echo(json.dumps({"files": [file._asdict() for file in found], "left_out": others}, indent=2))
+        told = {"files": [file._asdict() for file in found], "left_out": others, "no_files": no_files}
+        click.echo(json.dumps(told, indent=2))
     else:
         parts = [
             f"{counted(len(found), 'file')}, {counted(sum(file.documents for file in found), 'document')}, "
             f"{counted(sum(file.bytes for file in found), 'byte')} of text",
             f"{counted(bad, 'file')} cannot be used" if bad else "all can be used",
         ]
+        if nothing_in := [file.name for file in found if not file.bytes and not file.problems]:
+            parts.append(f"{counted(len(nothing_in), 'file')} without any text: {', '.join(nothing_in)}")
         if empty := sum(file.empty for file in found):
             parts.append(f"{counted(empty, 'document')} without text, which clean will drop")
         if with_nul := sum(file.with_nul for file in found):
             parts.append(f"{counted(with_nul, 'document')} with NUL characters, which clean will take out")
         if others:
-            parts.append(f"{counted(len(others), 'file')} of other kinds left out")
+            parts.append(f"{counted(len(others), 'file')} of other kinds left out: {by_ending(others)}")
         click.echo("; ".join(parts))
     if bad:
         sys.exit(BAD_INPUT)
@@ -235,7 +243,11 @@ def near(text: str, count: int, least: float, as_json: bool) -> None:
     elif found:
         _print_table([{"id": each.id, "jaccard": each.jaccard, "estimated": each.estimated} for each in found])
     else:
-        click.echo("no document is like it")
+        words = len(_given(text).split())
+        click.echo(
+            f"no document is like it: whole documents are compared, by words in a row (dedup.ngram of them), and this "
+            f"text has {words:,}; give as much text as a document has, such as @FILE"
+        )
 
 
 def _given(text: str) -> str:
@@ -280,6 +292,6 @@ def _cell(value: Any) -> str:
 
 
 def _root() -> Path:
-    from pipeline.root import find_root
+    from stages.root import find_root
 
     return find_root()

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.root import find_root
 from pipeline.scheduling.addresses import Addresses
+from stages.root import find_root
 
 FAILED = 1
 

@@ -59,10 +59,10 @@ def up(port: int, mlflow_port: int, gpus: int | None) -> None:
       prefect deployment run pretrain/cpu
       prefect deployment run pretrain/cpu -p overrides='{"model.post_norm": true}'
     """
-    from pipeline.root import find_root
     from pipeline.scheduling.services import Ended, Services
     from pipeline.smoke import alone_in
     from stages.devices import visible_devices
+    from stages.root import find_root
 
     root = find_root()
     if port == mlflow_port:

@@ -25,6 +25,7 @@ from stages.clean.rules import EMPTY, RULES
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import write_json
+from stages.first_compile import tell_first_compile
 from stages.formats import parquet_cuts
 from stages.pieces import PIECE_BYTES, groups, ranges
 from stages.progress import say
@@ -35,6 +36,7 @@ from stages.tasks import Task, results
 from stages.wording import counted
 
 SAMPLES_OF_RULE = 5
+FEW_RESERVED = 10  # documents; the interval of a figure is one over documents
 
 
 def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
@@ -45,6 +47,7 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
     """
     manifest = read_manifest(job.root)
     check_unchanged(job.root, manifest, job.execution.n_workers())
+    tell_first_compile(job.stage, Path(__file__).parent)
     prepare_kernels(clean)
     text_column = manifest.get("text_column", "text")
     function = partial(clean_piece, text_column=text_column, clean=clean, split=split)
@@ -63,6 +66,8 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
         for rule, found in told["samples"].items():
             samples[rule] = sorted([*samples.get(rule, []), *found], key=lambda one: one["order"])[:SAMPLES_OF_RULE]
     check_counts(counts, split)
+    for warning in warnings_of(counts, split):
+        say(f"clean: warning: {warning}")
     write_json(job.staging / "samples.json", samples)
     write_json(job.staging / "metrics.json", dict(counts))
     dropped = {rule: counts[f"dropped.{rule}"] for rule in (*RULES, LANGUAGE) if counts[f"dropped.{rule}"]}
@@ -121,3 +126,17 @@ def check_counts(counts: Counter[str], split: SplitParams) -> None:
             )
     if kept == counts["documents_validation"] + counts["documents_test"]:
         raise BadInput(f"every one of {counted(kept, 'document')} is reserved, none is left to train on; take more")
+
+
+def warnings_of(counts: Counter[str], split: SplitParams) -> Iterator[str]:
+    """A line for each reserved split whose figures would say little."""
+    for name, fraction in (("validation", split.validation), ("test", split.test)):
+        n_documents = counts[f"documents_{name}"]
+        if n_documents >= FEW_RESERVED:
+            continue
+        enough = min(0.2, 2 * FEW_RESERVED / counts["documents_out"])
+        mend = f"raise split.{name}, for example to {enough:.2g}, or take" if fraction < enough else "take"
+        yield (
+            f"{counted(n_documents, 'document')} of {counts['documents_out']:,} reserved for {name}, figures on so few "
+            f"say little; {mend} more documents"
+        )

@@ -27,16 +27,18 @@ from stages.progress import say
 
 VERSION = 1
 
-# Modules that decide nothing that a later stage reads: progress shows it; tracking, its store, provenance and the
-# registry report it; execution and devices are where and how fast; fingerprint.current refuses to begin; the hooks
-# of train that look on write pages, tables and lines for people. They are in no fingerprint, and
-# tests/stages/test_code.py swaps them for others and compares bytes.
+# Modules that decide nothing that a later stage reads: progress shows it, first_compile and dvc_cache say a line of
+# it; tracking, its store, provenance and the registry report it; execution and devices are where and how fast;
+# fingerprint.current refuses to begin; the hooks of train that look on write pages, tables and lines for people. They
+# are in no fingerprint, and tests/stages/test_code.py swaps them for others and compares bytes.
 WITHOUT_EFFECT = frozenset(
     {
         "stages.fingerprint.current",
         "stages.devices",
+        "stages.dvc_cache",
         "stages.execution",
         "stages.export.registry",
+        "stages.first_compile",
         "stages.mlflow_store",
         "stages.progress",
         "stages.provenance",

@@ -44,6 +44,7 @@ from stages.dedup.stars import large_buckets, star_matches
 from stages.documents import shard_paths
 from stages.entry import Job
 from stages.files import content_hash, write_json
+from stages.first_compile import tell_first_compile
 from stages.progress import say
 from stages.shingles import normalisation_name
 from stages.store import save_array
@@ -66,6 +67,7 @@ class Corpus(NamedTuple):
 
 def run(job: Job, dedup: DedupParams) -> None:
     """Writes keep.parquet, removals.parquet (both by id), clusters.html and metrics.json."""
+    tell_first_compile(job.stage, Path(__file__).parent)
     corpus = read_corpus(job, dedup)
     copies = exact_copies(job, corpus, dedup)
     pairs, jaccards = find_matches(job, corpus, copies, dedup)

@@ -24,7 +24,7 @@ from stages.files import file_sha256, write_json
 from stages.formats import line_cuts
 from stages.pieces import PIECE_BYTES, groups
 from stages.progress import say
-from stages.sources import KINDS, SourceFile, find_files, read_file
+from stages.sources import KINDS, SourceFile, by_ending, find_files, read_file
 from stages.tasks import Task, results
 from stages.wording import counted
 from stages.workers import ordered_map
@@ -49,7 +49,7 @@ def manifest_shards(job: Job, download: DownloadParams) -> list[dict[str, Any]]:
     """
     files, left_out = find_files(job.root / download.inputs, download.include)
     if left_out:
-        say(f"download: left out {counted(len(left_out), 'file')} of other kinds, such as {left_out[0]}")
+        say(f"download: left out {counted(len(left_out), 'file')} of other kinds: {by_ending(left_out)}")
     if not files:
         raise BadInput(
             f"{download.inputs}: no document here that matches download.include {download.include!r}; put files "

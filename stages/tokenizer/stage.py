@@ -12,14 +12,16 @@ A report says what the vocabulary is worth on a sample of the text (report.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import write_json
+from stages.first_compile import tell_first_compile
 from stages.kept import Part, kept_parts
 from stages.pretoken_rules import GPT4, Rule
-from stages.progress import progress
+from stages.progress import progress, say
 from stages.tokenizer.given import take_file
 from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.sample import training_texts
@@ -41,9 +43,22 @@ def run(job: Job, tokenizer: TokenizerParams) -> None:
     if tokenizer.file:
         take_file(tokenizer, job.root, path)
     else:
-        path.write_text(trained(job, shards, tokenizer).to_str(pretty=True), encoding="utf-8")
+        made = trained(job, shards, tokenizer)
+        path.write_text(made.to_str(pretty=True), encoding="utf-8")
+        warn_of(made.get_vocab_size(), tokenizer)
     metrics = write_report(job.staging, load_tokenizer(path), sample, tokenizer.compare, job.root)
     write_json(job.staging / "metrics.json", metrics)
+
+
+def warn_of(size: int, params: TokenizerParams) -> None:
+    """Says so where the text has too little to fill the vocabulary."""
+    if size < params.vocab_size:
+        what = "characters" if params.type == "character" else "pairs"
+        say(
+            f"tokenizer: warning: {size:,} tokens where tokenizer.vocab_size asks for {params.vocab_size:,}: the text "
+            f"has no more {what} that occur {params.min_frequency} times (tokenizer.min_frequency); take more text, or "
+            "a smaller vocabulary"
+        )
 
 
 def trained(job: Job, shards: Sequence[Part], params: TokenizerParams) -> Tokenizer:
@@ -51,6 +66,7 @@ def trained(job: Job, shards: Sequence[Part], params: TokenizerParams) -> Tokeni
     from stages.tokenizer import character, train
     from stages.tokenizer.count import count_words
 
+    tell_first_compile(job.stage, Path(__file__).parent)
     special = [*SPECIAL_TOKENS, *params.extra_special_tokens]
     sizes = (special, params.vocab_size, params.min_frequency)
     if params.type == "character":

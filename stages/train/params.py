@@ -71,7 +71,10 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> TrainParams:
         if self.warmup_steps >= self.max_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}; lower it, for example "
+                f"to {self.max_steps // 10}, or train longer"
+            )
         return self
 
     @model_validator(mode="after")

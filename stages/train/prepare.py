@@ -71,6 +71,11 @@ def prepare(model: Decoder, params: TrainParams, execution: Execution, ranks: Ra
     if fused:
         tell_fused(n_fused, getattr(objective, "fused", False), execution, ranks)
     if compiled:
+        if ranks.first:
+            say(
+                "train: compiling the model, before its first step: about half a minute on a GPU, a minute or two on a "
+                "CPU (execution.compile)"
+            )
         # Kinds of layers times sizes of batches, in training and validation: more than torch's 8, behind which it
         # goes on without compiling.
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)

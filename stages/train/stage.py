@@ -17,6 +17,7 @@ from stages.checkpoint import checkpoints_in, folder_of, problem_of
 from stages.devices import own_gpus
 from stages.entry import Job
 from stages.errors import Failed
+from stages.progress import say
 from stages.train.journal import HEADER, PROBES
 from stages.train.launch import launch
 from stages.train.nodes import lead
@@ -32,12 +33,14 @@ MONITOR = ("curves.html", "spikes.jsonl", "samples.jsonl")
 def run(job: Job, model: ModelConfig, train: TrainParams) -> None:
     # a finished run that kept several checkpoints is there to be branched from
     with job.scratch(keep_published=bool(train.resume_from) or job.execution.keep_checkpoints > 1) as folder:
-        if not (folder / "finished").exists():
+        if (folder / "finished").exists():
+            say(f"train: a run of the same params, data and code has ended here; taken from scratch, {folder}")
+            if job.execution.launcher == "environment":
+                lead(job, None)
+        else:
             if train.resume_from and not checkpoints_in(folder):
                 begin_from(find_source(job, train), folder, job)
             train_in(job, model, train, folder)
-        elif job.execution.launcher == "environment":
-            lead(job, None)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if metrics["best_validation_loss"] is None:
             raise Failed("no validation loss was finite; lower train.lr and train.muon_lr")

@@ -79,8 +79,8 @@ def test_the_line_of_costs_names_every_kind_beside_plain_attention():
     config = ModelConfig(preset="hybrid")
     assert config.kinds == ("swa", "swa", "mla") * 4
     assert summary(config, 1234) == (
-        "1,234 parameters; a token in the cache (bf16): 3,072 bytes a swa layer (of the last 256 and first 4 alone), "
-        "640 bytes an mla layer, 3,072 with MHA"
+        "1,234 parameters; a token in the cache (bf16; twice in fp32, as on CPUs): 3,072 bytes a swa layer (of the "
+        "last 256 and first 4 alone), 640 bytes an mla layer, 3,072 with MHA"
     )
     assert summary(ModelConfig(layer_pattern="model.mine.Attention"), 5) == "5 parameters"
 

@@ -181,6 +181,24 @@ def test_the_doctor_asks_for_cxx_only_to_compile_on_a_cpu(monkeypatch: pytest.Mo
     assert found.level == "warning" and found.found.startswith("no-such-compiler:") and "C++ compiler" in found.mend
 
 
+def test_the_doctor_asks_for_who_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    for name in [name for name in os.environ if name.startswith(("GIT_", "EMAIL"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    found = doctor.git(tmp_path)
+    assert found.level == "warning" and "no user.name or user.email: experiments cannot be kept" in found.found
+    assert "git config --global user.email" in found.mend
+    for key, value in (("user.name", "A"), ("user.email", "a@b")):
+        subprocess.run(["git", "config", key, value], cwd=tmp_path, check=True)
+    assert doctor.git(tmp_path).level == "ok"
+
+
+def test_the_reason_of_dvc_is_told_and_not_its_offer_of_help() -> None:
+    said = "ERROR: unexpected error - Git user name and email must be configured\n\nHaving any troubles? Hit us up\n"
+    assert experiment.reason_in(said) == "Git user name and email must be configured"
+
+
 def test_the_installed_command_is_this_one() -> None:
     script = Path(sys.executable).parent / "millrace"
     if not script.exists():

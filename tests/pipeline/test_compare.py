@@ -89,6 +89,29 @@ def test_a_revision_is_read_without_a_checkout(two: Path) -> None:
         commit_of(two, "no-such")
 
 
+def test_a_commit_without_a_run_is_named_and_not_compared(
+    abl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(abl)
+    git(abl, "checkout", "--quiet", "-b", "clone")
+    (abl / ".dvc/cache").rename(tmp_path / "cache")
+    mend = "; after a run, `git add params.yaml dvc.lock` and `git commit` make it a baseline$"
+    with pytest.raises(
+        BadInput, match=f"^main: no run of yours is committed there .*`dvc fetch` may bring them.{mend}"
+    ):
+        cli.main(["compare", "main"], standalone_mode=False)
+    git(abl, "rm", "--quiet", "--cached", "dvc.lock")
+    git(abl, "commit", "--quiet", "-m", "before any run")
+    with pytest.raises(BadInput, match=f"^clone: no run of yours is committed there{mend}"):
+        cli.main(["compare", "clone"], standalone_mode=False)
+    with pytest.raises(BadInput, match="clone: no run of yours"):
+        tab(abl, "clone")
+    shutil.rmtree(abl / "data")
+    (abl / "dvc.lock").unlink()
+    with pytest.raises(BadInput, match="workspace: no run here yet"):
+        Revision.of(abl, "workspace").need_run()
+
+
 def test_pins_and_test_text_that_differ_are_told(two: Path) -> None:
     (two / "constraints.txt").write_text("numpy==2.0  # a pin\n")
     one, other = Revision.of(two, "main"), Revision.of(two, "workspace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -143,7 +144,11 @@ def test_validate_names_every_bad_file_and_row(tmp_path: Path, millrace) -> None
     (inputs / "f.png").write_text("no document")
     code, out, errors = millrace(tmp_path, "validate")
     assert code == 2
-    assert "6 files" not in out and "5 files" in out and "4 files cannot be used; 1 file of other kinds left out" in out
+    assert (
+        "6 files" not in out
+        and "5 files" in out
+        and "4 files cannot be used; 1 file of other kinds left out: 1 .png (f.png)\n" in out
+    )
     problems = [line.removeprefix(f"{inputs}/") for line in errors.splitlines()]
     places = [problem.split(": ")[1] for problem in problems[1:5]]
     assert places == [f"row {row}" for row in (3, 4, 5, 8)] and "a.jsonl: row 2: byte 27 (0xe9)" in problems[0]
@@ -153,6 +158,40 @@ def test_validate_names_every_bad_file_and_row(tmp_path: Path, millrace) -> None
     code, out, _ = millrace(tmp_path, "validate", "--json", str(inputs / "a.jsonl"))
     checked = json.loads(out)["files"]
     assert code == 2 and checked[0]["documents"] == 3 and len(checked[0]["problems"]) == 5
+
+
+def test_validate_goes_on_behind_what_is_no_file(tmp_path: Path, millrace) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    inputs = tmp_path / "inputs"
+    (inputs / "news").mkdir(parents=True)
+    (inputs / "a.txt").symlink_to("nowhere.txt")
+    os.mkfifo(inputs / "b.txt")
+    (inputs / "c").symlink_to("news")
+    (inputs / "d.txt").write_bytes(b"\xe9")
+    (inputs / "news/e.txt").write_text("good")
+    for name in ("f.jsonl", "g.txt"):
+        (inputs / "news" / name).touch()
+    for name in ("h.pdf", "i.PDF", "j.parquet.gz", "k"):
+        (inputs / name).touch()
+    code, out, errors = millrace(tmp_path, "validate")
+    named = [line.removeprefix(f"{inputs}/").split(": ")[:2] for line in errors.splitlines()]
+    assert code == 2 and [name for name, _ in named] == ["a.txt", "b.txt", "c", "d.txt"]
+    assert [said.split(",")[0].split(" and ")[0] for _, said in named[:3]] == [
+        "a link to nowhere.txt", "a named pipe", "a link to a folder"
+    ]  # fmt: skip
+    assert out == (
+        "4 files, 2 documents, 4 bytes of text; 4 files cannot be used; 2 files without any text: news/f.jsonl, "
+        "news/g.txt; 1 document without text, which clean will drop; 4 files of other kinds left out: 2 .pdf (h.pdf, "
+        "i.PDF), 1 .parquet.gz (j.parquet.gz), 1 without ending (k)\n"
+    )
+    code, out, _ = millrace(tmp_path, "validate", "--json")
+    assert code == 2 and len(json.loads(out)["no_files"]) == 3
+    (inputs / "only").mkdir()
+    (inputs / "only/x.docx").touch()
+    code, _, error = millrace(tmp_path, "validate", str(inputs / "only"))
+    assert code == 2 and error.endswith("no file of documents here, only 1 .docx (x.docx); it reads .txt, .md, .html, "
+                                        ".htm, .json, .jsonl, .ndjson, .csv, .parquet, .arrow\n")  # fmt: skip
 
 
 def test_validate_tells_of_what_clean_will_drop_or_take_out(workspace: Path, tmp_path: Path, millrace) -> None:
@@ -268,7 +307,10 @@ def test_near_finds_the_documents_like_a_text(workspace: Path, millrace, tmp_pat
     code, out, _ = millrace(workspace, "near", f"@{tmp_path / 'text'}")
     assert code == 0 and "wiki.jsonl:8" in out and "jaccard" in out
     code, out, _ = millrace(workspace, "near", "words that stand nowhere else in all of this")
-    assert code == 0 and out.endswith("no document is like it\n")
+    assert code == 0 and out.endswith(
+        "no document is like it: whole documents are compared, by words in a row (dedup.ngram of them), and this text "
+        "has 9; give as much text as a document has, such as @FILE\n"
+    )
     assert "nowhere: No such file" in millrace(workspace, "near", "@nowhere")[2]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline import environment
-from pipeline.dvc_program import dvc, mend_torn_books
+from pipeline import doctor, environment
+from pipeline.dvc_program import at_work, dvc, mend_torn_books
 from pipeline.reproduce import Workspace, reproduce
 
 # A DVC that is killed while it writes its books: as soon as it has emptied the file.
@@ -53,3 +55,34 @@ def test_whole_books_are_kept(repository: Path) -> None:
     dvc(repository, "repro", "--quiet", "code")
     before = (repository / ".dvc/tmp/rwlock").read_bytes()
     assert not mend_torn_books(repository) and (repository / ".dvc/tmp/rwlock").read_bytes() == before
+
+
+def test_who_is_at_work_is_named_and_not_taken_for_a_fault_of_dvc_yaml(repository: Path, behave) -> None:
+    assert at_work(repository) == {} and doctor.dvc(repository).level == "ok"
+    behave("left", "wait")
+    command = [sys.executable, "-m", "dvc", "repro", "left"]
+    run = subprocess.Popen(command, cwd=repository, env=environment.for_programs(), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (repository / "behaviour" / "left.here").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert at_work(repository) == {run.pid: "dvc repro left"}
+        found = doctor.dvc(repository)
+        assert found.level == "warning" and f"`dvc repro left` (process {run.pid})" in found.found
+        assert "when it has ended" in found.mend
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert at_work(repository) == {}
+
+
+def test_who_holds_the_lock_of_the_repository_is_named(repository: Path) -> None:
+    hold = "import sys; from dvc.repo import Repo; repo = Repo(); repo.lock.lock(); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, "/bin/dvc", "pull"]
+    with subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin and holder.stdout
+        holder.stdout.readline()
+        assert at_work(repository) == {holder.pid: "dvc pull"}
+        holder.stdin.close()
+    assert at_work(repository) == {}

@@ -61,8 +61,20 @@ def test_each_kind_of_reason_is_one_line(ran: Path) -> None:
 
 def test_a_stage_that_never_ran(repository: Path) -> None:
     assert reasons(repository, "left") == [Reason("never ran", "left")]
+    assert list(lines_of(explain(repository, "left"))) == [
+        "no stage has run in this clone: `dvc repro left` runs code, left"
+    ]
+    (repository / "out" / "code").write_text("a stage has run")
     said = list(lines_of(explain(repository, "left")))
     assert said[:2] == ["left would run, or come from DVC's run cache if it ran so before:", "  never ran"]
+
+
+def test_a_fresh_clone_is_one_line_and_not_a_list_of_what_is_missing(ran: Path) -> None:
+    shutil.rmtree(ran / "out")
+    assert list(lines_of(explain(ran, "join"))) == [
+        "no stage has run in this clone: `dvc repro join` runs code, left, right, join; dvc.lock is of a run "
+        "elsewhere, see `dvc pull`"
+    ]
 
 
 def test_what_stands_before_and_after(ran: Path) -> None:

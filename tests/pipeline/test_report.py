@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for age, name in enumerate(("newer", "older")):
         log = tmp_path / ".dvc/tmp/millrace/train" / name / "training.log"
         log.parent.mkdir(parents=True)
+        log.with_name("loss.csv").write_text("step,tokens,loss,loss_smooth,lr,grad_norm,validation_loss\n")
         log.write_text("".join(f"{line}\n" for line in LINES[:20]))
         os.utime(log, (time.time() - 100 * age,) * 2)
     return tmp_path / ".dvc/tmp/millrace/train/newer"
@@ -65,6 +66,25 @@ def test_it_follows_a_running_one_until_it_ends(folder: Path) -> None:
     thread.join()
     assert "is running" in first and lines[-len(LINES[20:]) :] == LINES[20:]
     assert len(lines) == len(set(lines))
+
+
+def test_a_training_that_starts_is_told_and_waited_for(folder: Path) -> None:
+    fresh = folder.with_name("fresh")
+    fresh.mkdir()
+    with fresh.with_name("fresh.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        starting = f"run fresh is starting: it has no step to show yet; its log will be {fresh}/training.log"
+        assert said() == [starting]
+
+        def begin() -> None:
+            (fresh / "loss.csv").write_text("step,tokens\n")
+            (fresh / "training.log").write_text("step 0 validation 8.3\n")
+            threading.Timer(0.7, lock.close).start()
+
+        threading.Timer(0.3, begin).start()
+        lines = said("--watch")
+    assert lines[0] == starting and lines[1].startswith("run fresh is running") and "step 0 validation 8.3" in lines
+    assert said()[0].startswith("run newer") or said()[0].startswith("run fresh was interrupted")
 
 
 def test_the_address_of_the_live_page_is_told_while_it_runs(folder: Path) -> None:

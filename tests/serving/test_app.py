@@ -119,6 +119,27 @@ def test_a_prompt_is_scored_as_evaluation_harnesses_ask_for_it(client, exported)
         assert choice.text == exported.tokenizer.decode(prompt)
 
 
+@pytest.mark.parametrize("prompt", ["Returns the 😀漢", [0, 80, 81, 0, 82, 1, 83]])
+def test_offsets_are_places_in_the_text_which_hides_the_token_that_begins_it(client, prompt):
+    choice = complete(client, prompt=prompt, max_tokens=5, temperature=0, echo=True, logprobs=0).choices[0]
+    told = choice.logprobs
+    assert told.tokens[0] == "<|endoftext|>" and told.text_offset[:2] == [0, 0]
+    within = [one for one in zip(told.tokens, told.text_offset, strict=True) if not one[0].startswith(("bytes:", "<|"))]
+    assert len(within) >= 4
+    for text, begin in within:
+        assert choice.text[begin : begin + len(text)] == text
+    assert told.text_offset == sorted(told.text_offset) and told.text_offset[-1] <= len(choice.text)
+
+
+@pytest.mark.parametrize("n_top", [0, 1, 3])
+def test_every_token_stands_among_its_top_logprobs(client, n_top):
+    told = complete(client, prompt="A sparse", seed=3, temperature=2, echo=True, logprobs=n_top).choices[0].logprobs
+    positions = list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[1:]
+    assert {len(top) for _, _, top in positions} <= {max(n_top, 1), n_top + 1}
+    assert all(top[token] == logprob for token, logprob, top in positions)
+    assert any(len(top) == n_top + 1 for _, _, top in positions), "also where it is none of the most probable"
+
+
 def test_a_scored_prompt_goes_on_as_one_that_is_not(client):
     plain = complete(client, prompt=["Returns the", "A sparse"], temperature=0, logprobs=1)
     scored = complete(client, prompt=["Returns the", "A sparse"], temperature=0, logprobs=1, echo=True)

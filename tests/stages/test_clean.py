@@ -19,6 +19,7 @@ from stages.entry import Job
 from stages.errors import BadInput
 from stages.execution import Execution
 from stages.splits import SplitParams, split_of
+from stages.wording import counted
 
 OFF = CleanParams(recipe="none")
 HALVES = SplitParams(validation=0.3, test=0.3)
@@ -88,6 +89,17 @@ def test_null_is_dropped_and_nul_is_taken_out_and_both_are_told(tmp_path: Path, 
         in capsys.readouterr().out
     )
     assert "onetwo three" in read_table(tmp_path / "data/clean/documents")["text"].to_pylist()
+
+
+def test_a_reserved_split_of_few_documents_is_warned_of(tmp_path: Path, capsys) -> None:
+    corpus(tmp_path, [f"{PROSE} Number {number}." for number in range(400)])
+    few = clean(tmp_path, split=SplitParams(validation=0.3, test=0.01))["documents_test"]
+    assert 0 < few < 10
+    assert (
+        f"clean: warning: {counted(few, 'document')} of 400 reserved for test, figures on so few say little; raise "
+        "split.test, for example to 0.05, or take more documents\n"
+    ) in (said := capsys.readouterr().out)
+    assert "for validation" not in said
 
 
 def test_the_split_is_that_of_the_raw_text(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def wait_for(path: Path) -> None:
     [
         ("done", 0, ""),
         ("bad", 2, "millrace: toy: data/input/part: line 3 is empty; remove it\n"),
-        ("failed", 1, "millrace: toy: the loss is not finite. Earlier outputs are in the DVC cache: `dvc checkout` "),
+        ("failed", 1, "millrace: toy: the loss is not finite\n"),
         ("full", 1, "millrace: toy: the disk is full ("),
         ("refused", 1, "millrace: toy: params.yaml/part: Not a directory\n"),
         ("publishing", 0, ""),
@@ -341,17 +341,20 @@ def test_a_stage_that_depends_on_the_whole_file_compares_the_whole_file(tmp_path
     assert "other.a from (none) to 1, other.b from (none) to 1, other.c from (none) to 1 and 1 more; " in errors
 
 
-def test_dvc_records_no_result_as_that_of_params_which_came_later(tmp_path):
+def dvc_in(root: Path):
+    """What `dvc` says there."""
+    programs = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": programs}
+
     def dvc(*command: str) -> str:
-        variables = {
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        }
         done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=root, env=variables, capture_output=True)
         return (done.stdout + done.stderr).decode()
 
-    root = workspace(tmp_path)
+    return dvc
+
+
+def test_dvc_records_no_result_as_that_of_params_which_came_later(tmp_path):
+    dvc = dvc_in(root := workspace(tmp_path))
     graph = "stages: {toy: {cmd: exec python toy.py, params: [toy], deps: [data/input], outs: [data/toy/out]}}"
     (root / "dvc.yaml").write_text(graph)
     dvc("init", "--quiet", "--no-scm")
@@ -367,6 +370,32 @@ def test_dvc_records_no_result_as_that_of_params_which_came_later(tmp_path):
     said = dvc("repro")
     assert "Running stage 'toy'" in said and "works with" not in said
     assert "amount: 1" in (root / "dvc.lock").read_text() and (root / "data/toy/out").read_text() == "1"
+
+
+def test_dvc_checkout_is_advised_where_it_brings_something_back(tmp_path):
+    dvc = dvc_in(root := workspace(tmp_path))
+    graph = "stages: {toy: {cmd: exec python toy.py, params: [toy], deps: [data/input], outs: [data/toy/out]}}"
+    (root / "dvc.yaml").write_text(graph)
+    dvc("init", "--quiet", "--no-scm")
+    (root / "wish").write_text("amount: 1 -> amount: 2")
+    start(root, "edited").kill()  # which writes toy.py
+    first = dvc("repro")
+    assert "or works with new ones\n" in first and "checkout" not in first, "nothing was there before"
+    (root / "wish").write_text("")
+    dvc("repro")
+    (root / "wish").write_text("amount: 3 -> amount: 4")
+    workspace(root, amount=3)
+    (root / "dvc.yaml").write_text(graph)
+    later = dvc("repro")
+    assert later.count("or works with new ones. Earlier outputs are in the DVC cache: `dvc checkout toy` brings") == 1
+    assert not (root / "data/toy/out").exists()
+    dvc("checkout", "toy")
+    assert (root / "data/toy/out").read_text() == "2"
+    shutil.rmtree(root / ".dvc/cache")
+    (root / "wish").write_text("amount: 5 -> amount: 6")
+    workspace(root, amount=5)
+    (root / "dvc.yaml").write_text(graph)
+    assert "edited while" in (elsewhere := dvc("repro")) and "checkout" not in elsewhere, "as in a fresh clone"
 
 
 # What cannot be used

@@ -5,14 +5,17 @@ import shutil
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from stages.chat import CHATML, NoTemplate
 from stages.checkpoint import load_model
+from stages.entry import Job
 from stages.errors import BadInput
 from stages.export.folder import CHAT_TEMPLATE, write_folder
 from stages.export.folder import write_tokenizer as write_folder_tokenizer
 from stages.exported import open_export
-from tests.stages.exports import SMALL, write_checkpoint, write_tokenizer
+from stages.tracking import store_address
+from tests.stages.exports import OUTER_SETTINGS, SMALL, write_checkpoint, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +208,35 @@ def test_quantised_folders_are_opened(written, tmp_path, method):
     ids = torch.tensor([exported.encode("Returns the number of elements")])
     with torch.no_grad():
         torch.testing.assert_close(exported.model(ids), checkpoint(ids), atol=0.3, rtol=0.3)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A workspace of its own, in which one stands."""
+    for name in OUTER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / "clone/docs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clone" / name).write_text("{}")
+    monkeypatch.chdir(tmp_path / "clone/docs")
+    return tmp_path / "clone"
+
+
+def test_a_registered_model_comes_from_where_the_workspace_registers(written, clone, monkeypatch):
+    with pytest.raises(BadInput, match="no model is registered yet, .*mlflow.db is not there; `dvc repro`"):
+        open_export("models:/small@champion")
+    uri, _ = store_address(Job("export", clone))
+    (clone / ".dvc/tmp/millrace").mkdir(parents=True)
+    client = MlflowClient(uri)
+    client.create_registered_model("small")
+    client.create_model_version("small", (written / "export").as_uri())
+    client.set_registered_model_alias("small", "champion", "1")
+    assert open_export("models:/small@champion").name == "models:/small@champion"
+    with pytest.raises(BadInput, match=r"MLflow at sqlite:.* does not give it: .*alias other not found"):
+        open_export("models:/small@other")
+    assert not list(clone.rglob("docs/*")), "no database is made where one stands"
+    monkeypatch.chdir("/")
+    with pytest.raises(BadInput, match="run this in a clone of the repository, or set MLFLOW_TRACKING_URI"):
+        open_export("models:/small@champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert open_export("models:/small@champion").context_length == 64

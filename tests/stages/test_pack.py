@@ -286,7 +286,19 @@ def test_pack_counts_leaks_and_names_the_first(tmp_path, capsys):
     assert len(found) == count
     write_corpus(tmp_path, corpus, removed=[leak.training_id for leak in found])
     assert json.loads((packed(tmp_path) / "metrics.json").read_text())["near_duplicates_across_splits"] == 0
-    assert "warning" not in capsys.readouterr().out
+    assert "near-repeat" not in capsys.readouterr().out
+
+
+def test_reserved_text_of_few_tokens_is_warned_of(tmp_path, capsys):
+    long = [
+        Document(f"{split}{number}", prose(number, 4000), split) for number in range(4) for split in ("train", "test")
+    ]
+    write_corpus(tmp_path, [*long, Document("short", prose(9, 100), "validation")])
+    run_stage(run_tokenizer, tmp_path, tokenizer=TokenizerParams(vocab_size=300))
+    n_tokens = json.loads((packed(tmp_path) / "metrics.json").read_text())["tokens_validation"]
+    said = capsys.readouterr().out
+    assert f"pack: warning: {n_tokens} tokens in " in said and "are reserved for validation, on which a loss is" in said
+    assert "for test" not in said and "for train" not in said
 
 
 # What cannot be used

@@ -52,6 +52,12 @@ def test_only_what_is_missing_is_done(job: Job) -> None:
     assert done(job) == [1, 2, 3, 4]
 
 
+def test_what_was_there_already_is_said(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    for numbers, said in ([1, 2, 3], ")\n"), ([4, 2, 3], "), 2 of them taken from scratch\n"), ([1], "), all taken "):
+        squares(job, numbers)
+        assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["cut", "written over", "without its list"])
 def test_a_result_that_is_not_as_it_was_made_is_made_again(job: Job, damage: str) -> None:
     squares(job, [12, 3])

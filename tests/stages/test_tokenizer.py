@@ -20,7 +20,7 @@ from stages.tokenizer.params import TokenizerParams
 from stages.tokenizer.stage import run
 from stages.vocabulary import SPECIAL_TOKENS, load_tokenizer
 from tests.stages.corpus import ONE_WORKER, Document, run_stage, write_corpus
-from tests.stages.tokenizer_corpus import EXTRA, PARAMS, TORTURE, decoded, documents, train
+from tests.stages.tokenizer_corpus import EXTRA, PARAMS, TORTURE, decoded, documents, metrics, train
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,6 +112,20 @@ def test_a_character_is_a_token_if_it_is_frequent(tmp_path):
 
 
 # Equal text gives equal bytes
+
+
+def test_a_vocabulary_that_the_text_does_not_fill_is_warned_of(tmp_path, capsys):
+    out = train(tmp_path, TokenizerParams(vocab_size=20_000))
+    size = metrics(out)["vocab_size"]
+    assert size < 20_000
+    assert (
+        f"tokenizer: warning: {size:,} tokens where tokenizer.vocab_size asks for 20,000: the text has no more pairs "
+        "that occur 2 times"
+    ) in capsys.readouterr().out
+    train(tmp_path, TokenizerParams(vocab_size=300))
+    assert "warning" not in capsys.readouterr().out
+    train(tmp_path, TokenizerParams(vocab_size=20_000, type="character"))
+    assert "no more characters that occur" in capsys.readouterr().out
 
 
 def test_only_kept_training_documents_count_and_their_order_and_shards_do_not(tmp_path):

@@ -166,3 +166,12 @@ def test_in_mlflow_a_run_goes_on_and_a_branch_has_the_curve_of_both(packed: Path
     assert dict(curve(branch)[:8]) == pytest.approx(dict(trunk[:8]), rel=1e-6)
     with pytest.raises(BadInput, match="no checkpoint there"):
         run_in(packed, STEADY.model_copy(update={**named(12), "resume_from": f"runs:/{first.info.run_id}/7"}), tracked)
+
+
+def test_a_run_that_has_ended_is_taken_from_scratch_and_said_to_be(packed: Path, capsys):
+    first = (run_in(packed, TRAIN, EXECUTION) / "last/model.safetensors").read_bytes()
+    assert "taken from scratch" not in capsys.readouterr().out
+    again = (run_in(packed, TRAIN, EXECUTION) / "last/model.safetensors").read_bytes()
+    said = capsys.readouterr().out
+    assert "train: a run of the same params, data and code has ended here; taken from scratch, " in said
+    assert "step 1 " not in said and again == first

@@ -1,7 +1,7 @@
-"""Whether params.yaml says at the end of a stage what it said when the stage read it.
+"""Whether params.yaml and the user's own files are at the end of a stage what they were when the stage read them.
 
-DVC reads params when a stage has ended. Edited in between, it would record a result of the old values as one of the
-new ones, in dvc.lock and in its run cache, and never make the true one:
+DVC reads both when a stage has ended. Edited in between, it would record a result of the old ones as one of the new, in
+dvc.lock and in its run cache, and never make the true one:
 
     train begins with lr 0.02 ... params.yaml: lr: 0.01 ... train ends, dvc.lock: lr 0.01, weights of 0.02
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.errors import Failed
 from stages.params import ParamsFile
@@ -30,6 +30,31 @@ def refuse_edited(path: Path, then: Mapping[str, Any], sections: Iterable[str] |
             f"{path.name}: edited while the stage ran: {', '.join(edits[:SHOWN])}{more}; the result is of the old "
             "values and stays in scratch: `dvc repro` takes it from there if you put them back, or works with new ones"
         )
+
+
+class Stamp(NamedTuple):
+    """What is another as soon as a file is written or replaced."""
+
+    n_bytes: int
+    written_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp | None:
+        """None where the file is not there any more."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def refuse_rewritten(path: Path, then: Stamp | None) -> None:
+    """Raises Failed if a file of the user's is no longer what it was `then`."""
+    now = Stamp.of(path)
+    if now != then:
+        what = "removed" if now is None else "changed" if then else "put there"
+        raise Failed(f"{path}: {what} while the stage read; the same command reads it as it is now")
 
 
 def differences(then: Any, now: Any, name: str) -> Iterator[str]:

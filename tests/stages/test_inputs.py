@@ -67,8 +67,7 @@ def test_a_name_that_dvc_cannot_record_is_told_in_one_line(tmp_path: Path) -> No
     (tmp_path / "new\nline").mkdir()
     (tmp_path / "new\nline/a\nb.txt").write_text("names of two lines can be recorded")
     assert problem_of_inputs(tmp_path) is None
-    with open(os.fsencode(tmp_path) + b"/new\nline/caf\xe9.txt", "w") as file:
-        file.write("this name cannot")
+    (tmp_path / "new\nline" / os.fsdecode(b"caf\xe9.txt")).write_text("this name cannot")
     assert problem_of_inputs(tmp_path) == (
         rf"{tmp_path}/new\nline/caf\udce9.txt: its name is not UTF-8, which DVC cannot record; rename it"
     )

@@ -1,7 +1,8 @@
 """Starts several training processes on this machine through torchrun and waits for them.
 
 Signals are passed on: every rank finishes its step, the first one saves, all of them end. If this
-process is killed, Linux sends torchrun SIGTERM, so no rank is left behind.
+process is killed, Linux sends torchrun SIGTERM, so no rank is left behind; the next launch waits until
+they have saved and ended, for they hold the GPUs, and write where it would read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from stages.entry import Job
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import n_cores
+from stages.locks import locked
 from stages.signals import die_with_parent, signals
 from stages.train.elastic import ENDS, LOG
-from stages.train.worker import OUTCOMES, describe
+from stages.train.worker import OUTCOMES, RANKS, describe
 
 # that torchrun gives its ranks after a signal before it kills them; by itself it waits for 30
 SECONDS_TO_SAVE = 120
@@ -32,6 +34,8 @@ def launch(job: Job, folder: Path) -> None:
         Stopped: a signal ended them.
         BadInput, Failed: what a rank ended with.
     """
+    with locked(folder / RANKS):
+        pass
     described = folder / "job.json"
     described.write_text(describe(job, folder), encoding="utf-8")
     for old in (folder / ENDS, *folder.glob(OUTCOMES)):

@@ -12,7 +12,9 @@ import pytest
 
 from stages.checkpoint import checkpoints_in
 from stages.errors import BadInput, Failed
+from stages.locks import shared
 from stages.train.launch import reason
+from stages.train.worker import RANKS
 from tests.stages.test_train import EXECUTION, TRAIN, job_in, run_in
 
 TWO = EXECUTION.model_copy(update={"n_processes": 2})
@@ -56,6 +58,26 @@ def test_the_mistake_of_all_ranks_is_told_once_and_nothing_else(packed: Path, ca
     assert capfd.readouterr().err == ""
     (log,) = packed.glob(".dvc/tmp/millrace/train/*/torchrun.log")
     assert "stages.train.worker FAILED" in log.read_text()
+
+
+def test_ranks_that_a_killed_stage_has_left_end_before_others_begin(packed: Path, capfd: pytest.CaptureFixture[str]):
+    train = TRAIN.model_copy(update={"max_steps": 5})
+    with job_in(packed, train, TWO).scratch() as folder:
+        pass
+    held, begun = threading.Event(), []
+
+    def save_and_end() -> None:
+        with shared(folder / RANKS):
+            held.set()
+            time.sleep(2)
+            begun.extend(psutil.Process().children())
+
+    left = threading.Thread(target=save_and_end)
+    left.start()
+    held.wait()
+    run_in(packed, train, TWO)
+    left.join()
+    assert begun == [] and f"waiting for {folder / RANKS}" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from stages.train.params import TrainParams
 
 OUTCOMES = "outcome-*.json"
 RANKS = "ranks.lock"  # held by every process that torchrun has started, until it ends
+STOPPED = 130
 TORCH_WORDS = "lost-rank-{rank}.log"
 LOST = (
     "another process of this training ended; its reason stands above, or it was killed from outside (by the kernel, "
@@ -164,7 +165,7 @@ def main(path: Path) -> int:
         tell_outcome(folder, error)
         return 1
     except Stopped:
-        return 130
+        return STOPPED
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:
             raise  # says too little without its traceback

@@ -47,8 +47,20 @@ def test_a_rank_that_was_killed_is_named_before_those_that_missed_it(tmp_path: P
     )
     ended(tmp_path, -signal.SIGTERM, -signal.SIGSEGV)
     assert str(reason(tmp_path, 1)).startswith("rank 1 (process 101) was ended by SIGSEGV; the same command goes on")
-    ended(tmp_path, -signal.SIGTERM, 1)
+    ended(tmp_path, -signal.SIGTERM, -signal.SIGTERM)
     assert str(reason(tmp_path, 1)) == "another process of this training ended"
+
+
+def test_a_rank_that_ended_by_itself_without_a_word_is_named(tmp_path: Path):
+    """By os._exit in a library, say; an exception shows its traceback, behind which stands whose it is."""
+    told(tmp_path, 0, "another process of this training ended", lost=True)
+    for codes in ((1, 3), (1, 3, -signal.SIGTERM), (1, 3, -signal.SIGABRT), (1, 3, 130)):
+        ended(tmp_path, *codes)
+        assert str(reason(tmp_path, 1)).startswith(
+            "rank 1 (process 101) ended with exit code 3; if it gave a reason, that stands above; the same command"
+        )
+    ended(tmp_path, 1, -signal.SIGABRT)
+    assert str(reason(tmp_path, 1)).startswith("rank 1 (process 101) was ended by SIGABRT; the same command")
 
 
 def test_the_mistake_of_all_ranks_is_told_once_and_nothing_else(packed: Path, capfd: pytest.CaptureFixture[str]):

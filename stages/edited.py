@@ -12,23 +12,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.errors import Failed
+from stages.errors import BadInput, Failed
 from stages.params import ParamsFile
 
 SHOWN = 3  # keys in a message
 ABSENT = "(none)"
 
 
-def refuse_edited(path: Path, then: Mapping[str, Any], sections: Iterable[str] | None = None) -> None:
-    """Raises Failed if a key of `sections`, by default of all, is no longer what it was `then`."""
-    now = ParamsFile(path).values
+def refuse_edited(
+    path: Path, then: Mapping[str, Any], sections: Iterable[str] | None = None, kept: bool = True
+) -> None:
+    """Raises Failed if a key of `sections`, by default of all, is no longer what it was `then`.
+
+    Args:
+        kept: whether the work of the stage is in its scratch folder, and is taken from there with the old params.
+    """
+    put_back = "stays in scratch: `dvc repro` takes it from there if you put them back, or works with new ones"
+    what_next = put_back if kept else "is not published; `dvc repro` works with those that are there now"
+    try:
+        now = ParamsFile(path).values
+    except BadInput as error:  # removed, or half edited
+        raise Failed(f"{error}; it could be read when the stage began, whose result {what_next}") from None
     names = dict.fromkeys([*then, *now]) if sections is None else sections
     edits = [edit for name in names for edit in differences(then.get(name), now.get(name), name)]
     if edits:
         more = f" and {len(edits) - SHOWN} more" if edits[SHOWN:] else ""
         raise Failed(
             f"{path.name}: edited while the stage ran: {', '.join(edits[:SHOWN])}{more}; the result is of the old "
-            "values and stays in scratch: `dvc repro` takes it from there if you put them back, or works with new ones"
+            f"values and {what_next}"
         )
 
 

@@ -62,7 +62,7 @@ def gc(dry_run: bool, yes: bool, shared_cache: bool, days: float) -> None:
 
     \b
       millrace gc --dry-run
-      millrace gc --days 0 --yes       unfinished trainings as well, but for those at work
+      millrace gc --days 0 --yes       unpublished trainings as well, but for those at work
     """
     from pipeline.checkpoints import size
     from stages.root import find_root

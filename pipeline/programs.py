@@ -49,22 +49,9 @@ class Programs:
         Returns:
             its exit code (minus the number of the signal that killed it), or 130 when we are stopping.
         """
-        with self._lock:
-            if self.stopped_by:
-                return STOPPED
-            program = subprocess.Popen(
-                bound(command),
-                cwd=directory,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-            self._groups.add(program.pid)
+        program = self._start(command, directory, environment, subprocess.STDOUT)
+        if program is None:
+            return STOPPED
         reader = threading.Thread(target=_read, args=(program, on_line), daemon=True)
         reader.start()
         try:
@@ -78,6 +65,42 @@ class Programs:
         finally:
             with self._lock:
                 self._groups.discard(program.pid)
+
+    def ask(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end, and gives what it said; its exit code is as from `run`."""
+        program = self._start(command, directory, environment, subprocess.PIPE)
+        if program is None:
+            return subprocess.CompletedProcess(command, STOPPED, "", "")
+        try:
+            said, errors = program.communicate()
+            return subprocess.CompletedProcess(command, program.returncode, said, errors)
+        finally:
+            with self._lock:
+                self._groups.discard(program.pid)
+
+    def _start(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], stderr: int
+    ) -> subprocess.Popen[str] | None:
+        """The program in a group of its own, which `stop` reaches from now on; None when we are stopping."""
+        with self._lock:
+            if self.stopped_by:
+                return None
+            program = subprocess.Popen(
+                bound(command),
+                cwd=directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._groups.add(program.pid)
+            return program
 
     def stop(self, number: int) -> None:
         """Asks everything that runs to end; each further call asks harder."""

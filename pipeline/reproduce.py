@@ -126,9 +126,10 @@ def judge(text: str, exit_code: int, stopping: bool = False) -> Reproduced:
 def stale_stages(directory: Path) -> set[str] | None:
     """The stages that DVC would not skip now, or None where it cannot tell.
 
-    Asking once for the whole graph costs as much as asking for one stage.
+    Asking once for the whole graph costs as much as asking for one stage. DVC reads every input that has changed, which
+    may take long; a signal that stops us ends it.
     """
-    answer = dvc(directory, "status", "--json")
+    answer = programs.ask(dvc_command(directory, "status", "--json"), directory, environment.for_programs())
     try:
         return set(json.loads(answer.stdout)) if answer.returncode == 0 else None
     except json.JSONDecodeError:

@@ -96,7 +96,8 @@ class Job:
                 sync(path)
         if self.params:
             whole_file = "params.yaml" in self.inputs
-            refuse_edited(self.params.path, self.params.values, None if whole_file else self.sections)
+            sections = None if whole_file else self.sections
+            refuse_edited(self.params.path, self.params.values, sections, kept=bool(self.worked_in))
         for name in MANIFESTS_LAST:
             (self.out / name).unlink(missing_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda p: (p.name in MANIFESTS_LAST, p.name)):

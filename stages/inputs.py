@@ -3,8 +3,9 @@
     python -m stages.inputs     `make repro` runs this first; `millrace run`, `millrace doctor`, and the stages code
                                 and download look as well
 
-DVC reads every file there when it looks whether the stage download has to run, so it fails at a link to nothing, waits
-at a named pipe, and passes over a folder that is a link, whose texts would be missing without a word.
+DVC reads every file there when it looks whether the stage download has to run, so it fails at a link to nothing and at
+a name that is not UTF-8, waits at a named pipe, and passes over a folder that is a link, whose texts would be missing
+without a word.
 """
 
 from __future__ import annotations
@@ -24,37 +25,61 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
 }
+REFUSED = "may not be read by this user; `chmod -R u+rX` lets its owner, or move it out of download.inputs"
 
 
 def problem_of_inputs(inputs: Path) -> str | None:
-    """The first thing that cannot be read, with its mend. Where `inputs` itself is not there, others say so."""
-    return next(problems(inputs), None) if inputs.is_dir() else None
+    """The first thing that cannot be read, with its mend. Where nothing is at `inputs`, others say so."""
+    return next(problems(inputs), None)
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(inputs: Path) -> Iterator[str]:
+    if inputs.is_dir():
+        yield from _problems_below(str(inputs))
+    elif os.path.lexists(inputs) and (problem := _problem_of_special(inputs) or _problem_of_file(str(inputs))):
+        yield f"{_shown(str(inputs))}: {problem}"
+
+
+def _problems_below(folder: str) -> Iterator[str]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        yield f"{_shown(folder)}: {REFUSED}"
+        return
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from problems(Path(entry.path))
-        elif (entry.is_symlink() or not entry.is_file()) and (problem := _problem(entry)):
-            yield f"{entry.path}: {problem}"
+        special = entry.is_symlink() or not (entry.is_file() or entry.is_dir())
+        problem = (_problem_of_special(Path(entry.path)) if special else None) or _problem_of_file(entry.path)
+        if problem:
+            yield f"{_shown(entry.path)}: {problem}"
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _problems_below(entry.path)
 
 
-def _problem(entry: os.DirEntry[str]) -> str | None:
+def _problem_of_special(path: Path) -> str | None:
+    """What is wrong with a link, or with what is neither a file nor a folder."""
     try:
-        mode = entry.stat().st_mode
+        mode = path.stat().st_mode
     except OSError:  # also links in a circle
-        target = Path(entry.path).readlink()
-        return f"a link to {target}, which is not there; remove the link, or bring back what it means"
+        return f"a link to {path.readlink()}, which is not there; remove the link, or bring back what it means"
     if kind := KINDS.get(stat.S_IFMT(mode)):
         return f"{kind} and no file, which DVC would wait for or refuse; move it out of download.inputs"
-    if stat.S_ISDIR(mode) and not entry.name.startswith("."):
+    if stat.S_ISDIR(mode) and not path.name.startswith("."):
         return (
             "a link to a folder, whose files neither DVC nor download would see; let download.inputs name the folder "
             "itself, or make a folder here with links to its files"
         )
     return None
+
+
+def _problem_of_file(path: str) -> str | None:
+    if path.encode(errors="replace") != os.fsencode(path):
+        return "its name is not UTF-8, which DVC cannot record; rename it"
+    return None if os.access(path, os.R_OK) else REFUSED
+
+
+def _shown(path: str) -> str:
+    """In one line, whatever is in a name."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 def main(root: Path) -> int:

@@ -23,6 +23,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Any number of processes may hold it, and who wants it `locked` waits for all of them."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[bool]:
     """Holds the lock of a scratch folder, and yields True; or False where another process works in it."""
     with folder.with_name(f"{folder.name}.lock").open("w") as file:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import formats
+from stages.edited import Stamp, refuse_rewritten
 from stages.errors import BadInput
 from stages.files import file_sha256
 from stages.inputs import problem_of_inputs
@@ -57,10 +58,11 @@ class Document(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """A file of documents: where it is, and its name below the folder of inputs."""
+    """A file of documents: where it is, its name below the folder of inputs, and its stamp when it was found there."""
 
     path: Path
     name: str
+    stamp: Stamp | None = None
 
     @property
     def compression(self) -> str:
@@ -96,10 +98,11 @@ def find_files(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], l
 def files_below(inputs: Path, include: str = "**/*") -> tuple[list[SourceFile], list[str]]:
     """As `find_files`, without what cannot be read."""
     if inputs.is_file():
-        found = [SourceFile(inputs, inputs.name)]
+        found = [SourceFile(inputs, inputs.name, Stamp.of(inputs))]
     elif inputs.is_dir():
         paths = {path.relative_to(inputs).as_posix(): path for path in inputs.glob(include) if path.is_file()}
-        found = [SourceFile(paths[name], name) for name in sorted(paths) if not _is_hidden(name)]
+        names = [name for name in sorted(paths) if not _is_hidden(name)]
+        found = [SourceFile(paths[name], name, Stamp.of(paths[name])) for name in names]
     else:
         raise BadInput(f"{inputs}: not found; download.inputs must name a folder or a file")
     files = [file for file in found if file.kind]
@@ -135,6 +138,7 @@ class Part(NamedTuple):
         begin, end: bytes of JSON lines, or row groups of Parquet; None: the whole file.
         before: how many rows come before.
         rows: no more documents than these are taken.
+        stamp: the file's, when its content was compared with what download had read.
     """
 
     path: Path
@@ -143,6 +147,7 @@ class Part(NamedTuple):
     end: int | None = None
     before: int = 0
     rows: int | None = None
+    stamp: Stamp | None = None
 
 
 def read_file(
@@ -185,10 +190,16 @@ def _numbered(
 
 
 def read_part(part: Part, text_column: str) -> Iterator[Document]:
-    """The documents of a part of a user's file, or of a shard that the stage download wrote."""
+    """The documents of a part of a user's file, or of a shard that the stage download wrote.
+
+    Raises:
+        Failed: a user's file was edited meanwhile.
+    """
     if part.name:
         found = read_file(SourceFile(part.path, part.name), text_column, part=part)
         yield from islice(found, part.rows)
+        if part.stamp:
+            refuse_rewritten(part.path, part.stamp)
         return
     groups = list(range(part.begin, part.end)) if part.end is not None else None
     try:
@@ -209,17 +220,22 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise BadInput(f"{path.relative_to(root)}: missing or damaged; run `dvc repro download`") from None
 
 
-def check_unchanged(root: Path, manifest: dict[str, Any], n_workers: int = 1) -> None:
-    """Holds every file that `download` recorded against its sha256.
+def check_unchanged(root: Path, manifest: dict[str, Any], n_workers: int = 1) -> dict[Path, Stamp | None]:
+    """Holds every file that `download` recorded against its sha256; returns the stamps of what was compared.
 
     Raises:
         BadInput: one is gone, or has other content.
     """
     paths = [root / shard["file"] for shard in manifest["shards"]]
+    stamps = {path: Stamp.of(path) for path in paths}
     for shard, found in zip(manifest["shards"], ordered_map(_sha256_or_none, paths, n_workers), strict=True):
         if found != shard["sha256"]:
             state = "changed" if found else "removed"
-            raise BadInput(f"{shard['file']}: {state} after the stage download read it; run `dvc repro`")
+            raise BadInput(
+                f"{shard['file']}: {state} after the stage download read it; run `dvc repro`, or, where that does not "
+                "read it again, `dvc repro --force --single-item download`"
+            )
+    return stamps
 
 
 def _sha256_or_none(path: Path) -> str | None:
@@ -231,11 +247,13 @@ def read_corpus(root: Path) -> Iterator[Document]:
 
     Raises:
         BadInput: a file that changed after `download` read it.
+        Failed: one that changes now.
     """
     manifest = read_manifest(root)
-    check_unchanged(root, manifest)
+    stamps = check_unchanged(root, manifest)
     for shard in manifest["shards"]:
-        part = Part(root / shard["file"], shard.get("name", ""), rows=shard["rows"])
+        path = root / shard["file"]
+        part = Part(path, shard.get("name", ""), rows=shard["rows"], stamp=stamps[path])
         yield from read_part(part, manifest.get("text_column", "text"))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from stages.clean.params import CleanParams
 from stages.clean.piece import LANGUAGE, clean_piece, metric_names, prepare_kernels
 from stages.clean.rules import EMPTY, RULES
+from stages.edited import Stamp
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import write_json
@@ -44,9 +45,10 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
 
     Raises:
         BadInput: a document that cannot be read, or nothing left in a split.
+        Failed: a file of the user's was edited while it was read.
     """
     manifest = read_manifest(job.root)
-    check_unchanged(job.root, manifest, job.execution.n_workers())
+    stamps = check_unchanged(job.root, manifest, job.execution.n_workers())
     tell_first_compile(job.stage, Path(__file__).parent)
     prepare_kernels(clean)
     text_column = manifest.get("text_column", "text")
@@ -56,7 +58,8 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
     numbers = {"documents": 0, "verdicts": 0}
     for name in numbers:
         (job.staging / name).mkdir()
-    for folder in results(job, "pieces", function, list(tasks(job, manifest, text_column, clean, split)), "pieces"):
+    planned = list(tasks(job, manifest, text_column, clean, split, stamps))
+    for folder in results(job, "pieces", function, planned, "pieces"):
         for name in numbers:
             for path in sorted(folder.glob(f"{name}-*.parquet")):
                 link_file(path, job.staging / name / f"{numbers[name]:05d}.parquet")
@@ -78,7 +81,12 @@ def run(job: Job, clean: CleanParams, split: SplitParams) -> None:
 
 
 def tasks(
-    job: Job, manifest: dict[str, Any], text_column: str, clean: CleanParams, split: SplitParams
+    job: Job,
+    manifest: dict[str, Any],
+    text_column: str,
+    clean: CleanParams,
+    split: SplitParams,
+    stamps: Mapping[Path, Stamp | None],
 ) -> Iterator[Task]:
     """One task for each piece of the corpus."""
     sha256s = {job.root / shard["file"]: shard["sha256"] for shard in manifest["shards"]}
@@ -88,7 +96,8 @@ def tasks(
     )
     for piece in groups(sized):
         described = [[part.name, sha256s[part.path], part.begin, part.end, part.before, part.rows] for part in piece]
-        yield Task(job.key("piece", described, text_column, clean, split), piece)
+        stamped = [part._replace(stamp=stamps[part.path]) for part in piece]
+        yield Task(job.key("piece", described, text_column, clean, split), stamped)
 
 
 def parts(root: Path, manifest: dict[str, Any], text_column: str) -> Iterator[tuple[Part, int]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.download.params import DownloadParams
+from stages.edited import refuse_rewritten
 from stages.entry import Job
 from stages.errors import BadInput
 from stages.files import file_sha256, write_json
@@ -46,6 +47,7 @@ def manifest_shards(job: Job, download: DownloadParams) -> list[dict[str, Any]]:
 
     Raises:
         BadInput: no file, a file that cannot be read, or no document at all.
+        Failed: a file was put there, removed or edited meanwhile.
     """
     files, left_out = find_files(job.root / download.inputs, download.include)
     if left_out:
@@ -68,7 +70,16 @@ def manifest_shards(job: Job, download: DownloadParams) -> list[dict[str, Any]]:
             shards.append({"file": _shown(job.root, file.path), "name": file.name, **found})
         if is_last:
             break
+    refuse_other_files(files, find_files(job.root / download.inputs, download.include)[0])
     return shards
+
+
+def refuse_other_files(then: list[SourceFile], now: list[SourceFile]) -> None:
+    """Raises Failed if they are not the files that they were."""
+    before, after = ({file.path: file.stamp for file in files} for files in (then, now))
+    for path in dict.fromkeys([*before, *after]):
+        if before.get(path) != after.get(path):
+            refuse_rewritten(path, before.get(path))
 
 
 def _shown(root: Path, path: Path) -> str:
@@ -99,11 +110,16 @@ def _scan_group(group: list[SourceFile], folder: Path, text_column: str, limit: 
 
 
 def _scan(file: SourceFile, text_column: str, limit: int) -> dict[str, Any]:
-    """The number of documents in a file and their UTF-8 bytes, and where it can be cut."""
+    """The number of documents in a file and their UTF-8 bytes, and where it can be cut.
+
+    Raises:
+        Failed: it is no longer the file whose hash names this scan.
+    """
     rows = size = 0
     for document in read_file(file, text_column, limit):
         rows, size = rows + 1, size + len(document.text.encode())
     cuts = line_cuts(file.path, PIECE_BYTES) if file.kind == "jsonl" and not file.compression else []
+    refuse_rewritten(file.path, file.stamp)
     return {"rows": rows, "bytes": size, **({"cuts": cuts} if cuts else {})}
 
 

@@ -19,10 +19,13 @@ from stages.entry import Job, file_problem, plain
 from stages.errors import BadInput, Failed, Stopped
 from stages.execution import Execution
 from stages.files import write_json
+from stages.locks import shared
 from stages.signals import die_with_parent, signals
 from stages.train.params import TrainParams
 
 OUTCOMES = "outcome-*.json"
+RANKS = "ranks.lock"  # held by every process that torchrun has started, until it ends
+STOPPED = 130
 TORCH_WORDS = "lost-rank-{rank}.log"
 LOST = (
     "another process of this training ended; its reason stands above, or it was killed from outside (by the kernel, "
@@ -159,12 +162,13 @@ def main(path: Path) -> int:
     die_with_parent()
     folder = Path(described["folder"])
     try:
-        work(job, model, train, folder, launched="RANK" in os.environ)
+        with shared(folder / RANKS):
+            work(job, model, train, folder, launched="RANK" in os.environ)
     except (BadInput, Failed) as error:
         tell_outcome(folder, error)
         return 1
     except Stopped:
-        return 130
+        return STOPPED
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:
             raise  # says too little without its traceback

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.programs import STOPPED, Programs
 from pipeline.reproduce import (
     Reproduced,
     Workspace,
@@ -112,3 +116,21 @@ def test_outputs_come_from_the_remote_and_go_there(repository: Path, tmp_path: P
     (there / "out" / "code").unlink()
     assert reproduce("code", Workspace(there, remote=True), lines.append).outcome == "Cached"
     assert (there / "out" / "code").read_bytes() == (repository / "out" / "code").read_bytes()
+
+
+def test_a_signal_ends_the_question_what_is_stale(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC would wait for ever at a named pipe, and for minutes in many new files."""
+    dvc(repository, "repro", "--quiet")
+    os.mkfifo(repository / "inputs" / "pipe")
+    programs = Programs()
+    monkeypatch.setattr("pipeline.reproduce.programs", programs)
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.append(stale_stages(repository)), daemon=True)
+    asking.start()
+    asking.join(timeout=4)
+    assert asking.is_alive()
+    programs.stop(signal.SIGTERM)
+    began = time.monotonic()
+    asking.join(timeout=60)
+    assert found == [None] and time.monotonic() - began < 30
+    assert programs.ask(["true"], repository, os.environ).returncode == STOPPED

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -214,6 +215,10 @@ BODIES = {
                     Path('params.yaml').write_text(text.replace(*wish.split(' -> ')))
             (job.staging / 'out').write_text((folder / 'done').read_text())
     """,
+    "edited at once": """
+        text = Path('params.yaml').read_text()
+        Path('params.yaml').write_text(text.replace(*Path('wish').read_text().split(' -> ')))
+    """,
     "locked": """
         with job.scratch() as folder:
             print("in scratch", flush=True)
@@ -339,6 +344,25 @@ def test_a_stage_that_depends_on_the_whole_file_compares_the_whole_file(tmp_path
     assert code == 1 and "edited while the stage ran: execution.threads from 1 to 2; " in errors
     _, _, errors = run_with(tmp_path, "amount: 1} -> amount: 1}\nother: {a: 1, b: 1, c: 1, d: 1}")
     assert "other.a from (none) to 1, other.b from (none) to 1, other.c from (none) to 1 and 1 more; " in errors
+
+
+@pytest.mark.parametrize(
+    ("wish", "line"),
+    [
+        ("amount: 1 -> ]", "params.yaml:1: not valid YAML: .*; it could be read when the stage began, whose result"),
+        ("amount: 1 -> amount: 2", "params.yaml: edited while the stage ran: .*; the result is of the old values and"),
+    ],
+)
+def test_work_is_said_to_stay_only_where_it_does(tmp_path, wish, line):
+    """Evaluation and exports, say, have no scratch folder: there is nothing to put params back for."""
+    code, _, errors = run_with(workspace(tmp_path / "kept"), wish)
+    assert code == 1 and re.match(f"millrace: toy: {line} stays in scratch: `dvc repro` takes it from there", errors)
+    (tmp_path / "kept/params.yaml").write_text("toy: {amount: 1}")
+    assert run_with(tmp_path / "kept", "")[:2] == (0, ""), "it is taken from there"
+    (workspace(tmp_path / "lost") / "wish").write_text(wish)
+    process = start(tmp_path / "lost", "edited at once")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and re.match(f"millrace: toy: {line} is not published; `dvc repro` works", errors)
 
 
 def dvc_in(root: Path):

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from pipeline.params_view import resolved
 from stages.errors import BadInput
+from stages.inputs import problem_of_inputs
 from stages.sources import find_files, validate
 from tests.stages.test_download import download
 
@@ -51,6 +52,37 @@ def test_what_is_no_file_is_named_before_anything_waits_for_it(tmp_path: Path, k
         download(tmp_path, source="files")
     checked = list(validate(tmp_path / "inputs", "**/*", "text"))
     assert [file.name for file in checked] == ["news/a.txt", "news/b.txt"], "validate goes on with the others"
+
+
+@pytest.mark.parametrize("kind", ["nothing", "circle", "pipe"])
+def test_the_same_holds_where_params_name_it_itself(tmp_path: Path, kind: str) -> None:
+    odd = odd_inputs(tmp_path, kind) / "inputs/news/odd.txt"
+    assert str(problem_of_inputs(odd)).startswith(f"{odd}: a ")
+    odd.unlink()
+    assert problem_of_inputs(odd) is None, "that nothing is there is said by who needs it"
+    assert problem_of_inputs(tmp_path / "inputs/news/a.txt") is None
+
+
+def test_a_name_that_dvc_cannot_record_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "new\nline").mkdir()
+    (tmp_path / "new\nline/a\nb.txt").write_text("names of two lines can be recorded")
+    assert problem_of_inputs(tmp_path) is None
+    (tmp_path / "new\nline" / os.fsdecode(b"caf\xe9.txt")).write_text("this name cannot")
+    assert problem_of_inputs(tmp_path) == (
+        rf"{tmp_path}/new\nline/caf\udce9.txt: its name is not UTF-8, which DVC cannot record; rename it"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["news", "news/a.txt"])
+def test_what_may_not_be_read_is_named(tmp_path: Path, name: str) -> None:
+    refused = odd_inputs(tmp_path, "nothing") / "inputs" / name
+    mode = refused.stat().st_mode
+    refused.chmod(0)
+    try:
+        assert str(problem_of_inputs(tmp_path / "inputs")).startswith(f"{refused}: may not be read by this user; ")
+    finally:
+        refused.chmod(mode)
 
 
 def test_make_repro_looks_before_dvc_does(tmp_path: Path) -> None:

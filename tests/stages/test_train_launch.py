@@ -12,7 +12,9 @@ import pytest
 
 from stages.checkpoint import checkpoints_in
 from stages.errors import BadInput, Failed
+from stages.locks import shared
 from stages.train.launch import reason
+from stages.train.worker import RANKS
 from tests.stages.test_train import EXECUTION, TRAIN, job_in, run_in
 
 TWO = EXECUTION.model_copy(update={"n_processes": 2})
@@ -45,8 +47,20 @@ def test_a_rank_that_was_killed_is_named_before_those_that_missed_it(tmp_path: P
     )
     ended(tmp_path, -signal.SIGTERM, -signal.SIGSEGV)
     assert str(reason(tmp_path, 1)).startswith("rank 1 (process 101) was ended by SIGSEGV; the same command goes on")
-    ended(tmp_path, -signal.SIGTERM, 1)
+    ended(tmp_path, -signal.SIGTERM, -signal.SIGTERM)
     assert str(reason(tmp_path, 1)) == "another process of this training ended"
+
+
+def test_a_rank_that_ended_by_itself_without_a_word_is_named(tmp_path: Path):
+    """By os._exit in a library, say; an exception shows its traceback, behind which stands whose it is."""
+    told(tmp_path, 0, "another process of this training ended", lost=True)
+    for codes in ((1, 3), (1, 3, -signal.SIGTERM), (1, 3, -signal.SIGABRT), (1, 3, 130)):
+        ended(tmp_path, *codes)
+        assert str(reason(tmp_path, 1)).startswith(
+            "rank 1 (process 101) ended with exit code 3; if it gave a reason, that stands above; the same command"
+        )
+    ended(tmp_path, 1, -signal.SIGABRT)
+    assert str(reason(tmp_path, 1)).startswith("rank 1 (process 101) was ended by SIGABRT; the same command")
 
 
 def test_the_mistake_of_all_ranks_is_told_once_and_nothing_else(packed: Path, capfd: pytest.CaptureFixture[str]):
@@ -56,6 +70,26 @@ def test_the_mistake_of_all_ranks_is_told_once_and_nothing_else(packed: Path, ca
     assert capfd.readouterr().err == ""
     (log,) = packed.glob(".dvc/tmp/millrace/train/*/torchrun.log")
     assert "stages.train.worker FAILED" in log.read_text()
+
+
+def test_ranks_that_a_killed_stage_has_left_end_before_others_begin(packed: Path, capfd: pytest.CaptureFixture[str]):
+    train = TRAIN.model_copy(update={"max_steps": 5})
+    with job_in(packed, train, TWO).scratch() as folder:
+        pass
+    held, begun = threading.Event(), []
+
+    def save_and_end() -> None:
+        with shared(folder / RANKS):
+            held.set()
+            time.sleep(2)
+            begun.extend(psutil.Process().children())
+
+    left = threading.Thread(target=save_and_end)
+    left.start()
+    held.wait()
+    run_in(packed, train, TWO)
+    left.join()
+    assert begun == [] and f"waiting for {folder / RANKS}" in capfd.readouterr().out
 
 
 @pytest.mark.slow

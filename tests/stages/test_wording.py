@@ -11,10 +11,6 @@ def test_one_is_said_as_one(number: int, words: str) -> None:
     assert counted(number, "file") == words
 
 
-def test_a_plural_of_its_own_is_said() -> None:
-    assert (counted(1, "copy", "copies"), counted(3, "copy", "copies")) == ("1 copy", "3 copies")
-
-
 def test_the_closing_line_of_progress_counts_so_too(capsys: pytest.CaptureFixture[str]) -> None:
     for n in (1, 2):
         with progress("pack: rows", n, "shards") as bar:

@@ -38,7 +38,7 @@ class Programs:
     def __init__(self) -> None:
         self.stopped_by: str | None = None
         self._n_signals = 0
-        self._groups: set[int] = set()
+        self._groups: dict[int, bool] = {}  # by its number, whether there is work to save before it ends
         self._lock = threading.Lock()
 
     def run(
@@ -49,7 +49,7 @@ class Programs:
         Returns:
             its exit code (minus the number of the signal that killed it), or 130 when we are stopping.
         """
-        program = self._start(command, directory, environment, subprocess.STDOUT)
+        program = self._start(command, directory, environment, subprocess.STDOUT, saves=True)
         if program is None:
             return STOPPED
         reader = threading.Thread(target=_read, args=(program, on_line), daemon=True)
@@ -64,13 +64,16 @@ class Programs:
             return exit_code
         finally:
             with self._lock:
-                self._groups.discard(program.pid)
+                del self._groups[program.pid]
 
     def ask(
         self, command: Sequence[str], directory: Path, environment: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end, and gives what it said; its exit code is as from `run`."""
-        program = self._start(command, directory, environment, subprocess.PIPE)
+        """Runs a program that only looks to its end, and gives what it said; its exit code is as from `run`.
+
+        The first signal reaches it as SIGTERM: it has nothing to save, and may wait where Python never hears of SIGINT.
+        """
+        program = self._start(command, directory, environment, subprocess.PIPE, saves=False)
         if program is None:
             return subprocess.CompletedProcess(command, STOPPED, "", "")
         try:
@@ -78,10 +81,10 @@ class Programs:
             return subprocess.CompletedProcess(command, program.returncode, said, errors)
         finally:
             with self._lock:
-                self._groups.discard(program.pid)
+                del self._groups[program.pid]
 
     def _start(
-        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], stderr: int
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], stderr: int, saves: bool
     ) -> subprocess.Popen[str] | None:
         """The program in a group of its own, which `stop` reaches from now on; None when we are stopping."""
         with self._lock:
@@ -99,17 +102,17 @@ class Programs:
                 errors="replace",
                 start_new_session=True,
             )
-            self._groups.add(program.pid)
+            self._groups[program.pid] = saves
             return program
 
     def stop(self, number: int) -> None:
         """Asks everything that runs to end; each further call asks harder."""
         self.stopped_by = self.stopped_by or signal.Signals(number).name
-        passed_on = ESCALATION[min(self._n_signals, len(ESCALATION) - 1)]
-        self._n_signals += 1
-        for group in list(self._groups):
+        for group, saves in list(self._groups.items()):
+            passed_on = ESCALATION[min(self._n_signals + (not saves), len(ESCALATION) - 1)]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, passed_on)
+        self._n_signals += 1
 
     def stopping(self) -> bool:
         """Whether a signal has asked for the end."""

@@ -59,6 +59,8 @@ SOURCES: dict[str, tuple[float, str]] = {
         39e9,
         "README: the default run, 6,000 tokens/s of the preset tiny on two idle cores; far less where others work too",
     ),
+    "evaluate: seconds": (36, "README: the default run's model of 2 million parameters; larger ones take longer"),
+    "export: seconds": (38, "README: the default run's model of 2 million parameters; larger ones take longer"),
 }
 
 
@@ -198,8 +200,8 @@ def model_steps(sections: Mapping[str, Any], vocabulary: int) -> Iterator[Step]:
     hours = tokens * work / speed(execution, train.precision) / 3600
     # best and last, and in scratch the newest ones and one that is being written
     yield Step("train", 2 * checkpoint / GB, (execution.keep_checkpoints + 1) * checkpoint / GB, hours)
-    yield Step("evaluate", 0.01, 0.0, 0.02)
-    yield Step("export", parameters * 4 / GB, 0.0, 0.02)
+    yield Step("evaluate", 0.01, 0.0, known("evaluate: seconds") / 3600)
+    yield Step("export", parameters * 4 / GB, 0.0, known("export: seconds") / 3600)
 
 
 def parameters_of(sections: Mapping[str, Any], vocabulary: int) -> int:

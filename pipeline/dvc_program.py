@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import psutil
 from pipeline import environment
 from pipeline.programs import bound
 
+LEFT_SECONDS = 3.0
 PROGRAM = re.compile(r"(^|/)dvc(/__main__\.py)?$")
 
 
@@ -88,6 +90,34 @@ def mend_torn_books(root: Path) -> bool:
         if torn:
             books.unlink()
     return torn
+
+
+def mend_left_refs(root: Path) -> list[Path]:
+    """Removes locks on the refs of experiments that a killed DVC has left, and returns them.
+
+    Whoever writes a ref holds `refs/exps/NAME.lock` for milliseconds. Left there, every later `dvc exp run` says "File
+    exists". One that is still the same after `LEFT_SECONDS` is nobody's.
+    """
+    answer = subprocess.run(
+        ["git", "rev-parse", "--git-common-dir"], cwd=root, capture_output=True, text=True, check=False
+    )
+    refs = root / answer.stdout.strip() / "refs" / "exps"
+    if answer.returncode or not (before := _written(refs)):
+        return []
+    time.sleep(LEFT_SECONDS)
+    left = [lock for lock, written in _written(refs).items() if before.get(lock) == written]
+    for lock in left:
+        lock.unlink(missing_ok=True)
+    return left
+
+
+def _written(refs: Path) -> dict[Path, tuple[int, int]]:
+    found = {}
+    for lock in refs.rglob("*.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            state = lock.stat()
+            found[lock] = (state.st_ino, state.st_mtime_ns)
+    return found
 
 
 def _is_whole(books: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import doctor, environment
-from pipeline.dvc_program import at_work, dvc, mend_torn_books
+from pipeline.dvc_program import at_work, dvc, mend_left_refs, mend_torn_books
 from pipeline.reproduce import Workspace, reproduce
 
 # A DVC that is killed while it writes its books: as soon as it has emptied the file.
@@ -86,3 +86,12 @@ def test_who_holds_the_lock_of_the_repository_is_named(repository: Path) -> None
         assert at_work(repository) == {holder.pid: "dvc pull"}
         holder.stdin.close()
     assert at_work(repository) == {}
+
+
+def test_a_lock_that_a_killed_dvc_has_left_on_the_refs_of_experiments_is_removed(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert mend_left_refs(tmp_path) == []
+    left = tmp_path / ".git/refs/exps/stash.lock"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert mend_left_refs(tmp_path) == [left] and not left.exists()

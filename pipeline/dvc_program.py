@@ -23,6 +23,8 @@ PROGRAM = re.compile(r"(^|/)dvc(/__main__\.py)?$")
 def dvc_command(root: Path, *arguments: str) -> list[str]:
     """The command that runs DVC in `root`, to be started now: it waits for DVC's lock, and finds its books whole."""
     mend_torn_books(root)
+    if arguments[:1] == ("exp",):
+        mend_left_refs(root)
     return [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
 
 

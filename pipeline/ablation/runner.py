@@ -33,7 +33,7 @@ import psutil
 
 from pipeline import environment
 from pipeline.ablation.grid import SEED, Planned
-from pipeline.dvc_program import dvc_command, mend_left_refs
+from pipeline.dvc_program import dvc_command
 from pipeline.graph import plain_params, read_graph
 from pipeline.programs import programs
 from pipeline.reproduce import CACHED, UNCHANGED
@@ -139,7 +139,6 @@ class Runner:
         problems: dict[str, str] = {}
         with programs.stop_on_signals():
             if waiting:
-                mend_left_refs(self.root)
                 with desk(self.root, self.folder / "desk") as self._desk, ThreadPoolExecutor(self.jobs) as threads:
                     names = (one.name for one in waiting)
                     problems = dict(zip(names, threads.map(self._run_one, waiting), strict=True))
